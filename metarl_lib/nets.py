@@ -1,0 +1,131 @@
+"""Networks as plain functions of ``(params, x)``, for many learners in one call.
+
+Leaves of ``params`` are ``[learner, in, out]``, so that one ``baddbmm`` serves all learners. A leading axis
+of one means that every learner shares the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from .types import Params
+
+
+def init_mlp(
+    sizes: Sequence[int],
+    learners: int,
+    generator: torch.Generator,
+    output_gain: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Params:
+    """Xavier-uniform weights and zero biases, ``weight_i [learner, in, out]`` and ``bias_i [learner, 1, out]``.
+
+    ``output_gain`` scales the last layer: a small one makes a fresh policy nearly uniform.
+    """
+    params = {}
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        bound = (6 / (n_in + n_out)) ** 0.5 * (output_gain if i == len(sizes) - 2 else 1.0)
+        unit = torch.rand(learners, n_in, n_out, generator=generator, device=generator.device, dtype=dtype)
+        params[f"weight_{i}"] = (2 * unit - 1) * bound
+        params[f"bias_{i}"] = torch.zeros(learners, 1, n_out, device=generator.device, dtype=dtype)
+    return params
+
+
+def mlp(params: Params, x: Tensor) -> Tensor:
+    """A tanh multilayer perceptron: ``x [learner, ..., in]`` to ``[learner, ..., out]``, linear at the last layer."""
+    learners, shape = params["weight_0"].shape[0], x.shape
+    if learners not in (1, shape[0]):
+        raise ValueError(f"x has {shape[0]} learners on its first axis, params have {learners}")
+    h = x.reshape(learners, -1, shape[-1])
+    layers = len(params) // 2
+    for i in range(layers):
+        h = torch.baddbmm(params[f"bias_{i}"], h, params[f"weight_{i}"])
+        if i < layers - 1:
+            h = torch.tanh(h)
+    return h.reshape(*shape[:-1], h.shape[-1])
+
+
+@lru_cache(maxsize=32)
+def _scale(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True)
+class PolicyNet:
+    """A softmax policy over discrete actions: two hidden layers of 64 tanh units, for many learners at once.
+
+    ``observation_scale`` multiplies the observation before the first layer, so that quantities measured in
+    different units (a pole's angle never leaves ±0.21 rad) reach the network at a comparable size.
+    """
+
+    observation_size: int
+    actions: int
+    hidden: tuple[int, ...] = (64, 64)
+    observation_scale: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.observation_scale is not None and len(self.observation_scale) != self.observation_size:
+            raise ValueError(
+                f"observation_scale has {len(self.observation_scale)} entries, observations have {self.observation_size}"
+            )
+
+    def init(self, learners: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters, leaves ``[learner, ...]``; the policy they give is close to uniform."""
+        return init_mlp((self.observation_size, *self.hidden, self.actions), learners, generator, 0.01, dtype)
+
+    def logits(self, params: Params, observations: Tensor) -> Tensor:
+        """``[learner, ..., observation]`` to unnormalised log-probabilities ``[learner, ..., action]``."""
+        if observations.shape[-1] != self.observation_size:
+            raise ValueError(f"observations have size {observations.shape[-1]}, the policy expects {self.observation_size}")
+        if self.observation_scale is not None:
+            observations = observations * _scale(self.observation_scale, observations.dtype, observations.device)
+        return mlp(params, observations)
+
+    def log_prob(self, params: Params, observations: Tensor, actions: Tensor) -> Tensor:
+        """log π(actions | observations), ``[learner, ...]``."""
+        return self.logits(params, observations).log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1)
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Gumbel noise ``[*shape, action]``: what :meth:`act` needs to draw an action at each entry of ``shape``."""
+        exponential = torch.empty(*shape, self.actions, dtype=dtype, device=generator.device)
+        return -exponential.exponential_(generator=generator).log()
+
+    def act(self, params: Params, observations: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sample an action and give its log-probability; ``noise=None`` takes the most probable action.
+
+        argmax(logits + Gumbel noise) is a sample of softmax(logits), so that the draws of a whole rollout can be
+        made beforehand and handed to another implementation.
+        """
+        logits = self.logits(params, observations)
+        actions = (logits if noise is None else logits + noise).argmax(-1)
+        return actions, logits.log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1)
+
+
+class _Scale(nn.Module):
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def to_module(policy: PolicyNet, params: Params, learner: int = 0) -> nn.Sequential:
+    """One learner's policy as an ordinary ``nn.Module``: observations ``[..., observation]`` to logits ``[..., action]``."""
+    layers: list[nn.Module] = []
+    weight = params["weight_0"]
+    if policy.observation_scale is not None:
+        layers.append(_Scale(_scale(policy.observation_scale, weight.dtype, weight.device).clone()))
+    depth = len(params) // 2
+    for i in range(depth):
+        weight, bias = params[f"weight_{i}"][learner].detach(), params[f"bias_{i}"][learner, 0].detach()
+        linear = nn.Linear(*weight.shape, dtype=weight.dtype, device=weight.device)
+        linear.weight = nn.Parameter(weight.T.clone())
+        linear.bias = nn.Parameter(bias.clone())
+        layers += [linear, nn.Tanh()] if i < depth - 1 else [linear]
+    return nn.Sequential(*layers)
