@@ -84,12 +84,12 @@ def pack(rollout: Rollout, advantages: Tensor) -> Batch:
     alive = rollout.alive.flatten(-2)
     counts = alive.sum(-1, keepdim=True)
     order = alive.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., : int(counts.max())]
-    weights = alive.gather(-1, order) / counts
+    weights = alive.gather(-1, order).to(advantages.dtype) / counts
     observations = rollout.observations.flatten(-3, -2)
     return Batch(
         observations=observations.gather(-2, order[..., None].expand(*order.shape, observations.shape[-1])),
         actions=rollout.actions.flatten(-2).gather(-1, order),
         log_probs=rollout.log_probs.flatten(-2).gather(-1, order),
         advantages=advantages.flatten(-2).gather(-1, order),
-        weights=weights.to(advantages.dtype),
+        weights=weights,
     )

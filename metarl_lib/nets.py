@@ -52,7 +52,8 @@ def mlp(params: Params, x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _scale(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # it may be made inside a rollout and differentiated through later
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)

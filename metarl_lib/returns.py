@@ -47,7 +47,7 @@ def gae(
     if len(shapes) > 1:
         raise ValueError(f"gae needs arguments of one shape [..., time], got {sorted(shapes)}")
     deltas = rewards + discount * next_values * ~terminated - values
-    carry = discount * lam * ~(terminated | truncated)
+    carry = discount * lam * (~(terminated | truncated)).to(deltas.dtype)
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[..., -1])
     for t in reversed(range(deltas.shape[-1])):
