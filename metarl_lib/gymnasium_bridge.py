@@ -215,7 +215,7 @@ class GymnasiumWorld:
                 f"env must have Box observations, got {observations}; gymnasium.wrappers.vector.FlattenObservation makes them so"
             )
         if "autoreset_mode" not in env.metadata:
-            raise ValueError(f"env must name its gymnasium.vector.AutoresetMode in metadata['autoreset_mode'], got {env.metadata}")
+            raise ValueError(f"env must name its AutoresetMode in metadata['autoreset_mode'], its metadata is {env.metadata}")
         if max_steps is None and env.spec is not None:
             max_steps = env.spec.kwargs.get("max_episode_steps", env.spec.max_episode_steps)
         if max_steps is None or max_steps < 1:
