@@ -42,6 +42,8 @@ _PAGE_STYLE = (
     ".mrl-anim .play,.mrl-anim.off .pause{display:none}.mrl-anim.off .play{display:inline}"
     "@media print{.mrl-anim button{display:none}}"
     "@media (prefers-reduced-motion:reduce){.mrl-anim:not(.on) .pause{display:none}.mrl-anim:not(.on) .play{display:inline}}"
+    # The book's dark theme puts what notebooks show on a light ground, which this picture does not need.
+    ".text_html:has(>.mrl-anim){background:none!important;color:inherit!important}"
 )
 _TOGGLE = (
     "const box=this.closest('.mrl-anim'),c=box.classList,fresh=!c.contains('on')&&!c.contains('off'),"

@@ -150,7 +150,8 @@ class Table:
         for label, *cells in self.rows:
             cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
             body += f'<tr><th scope="row">{html.escape(label)}</th>{cells}</tr>\n'
-        return f'<table class="mrl-table">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>'
+        # The class that pandas uses: notebooks and the book's themes have a style for it.
+        return f'<table class="dataframe">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>'
 
 
 def table(result: dict[str, Any], rows: Iterable[str] | None = None) -> Table:
