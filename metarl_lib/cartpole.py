@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .nets import PolicyNet
 from .types import Step
 
 TIME_STEP = 0.02  # s
@@ -171,3 +172,9 @@ class CartPole:
         width = torch.tensor([4.0, 0.75, 0.225, 0.625, 11.0, 4.0], dtype=body.dtype, device=body.device)
         features = (torch.stack(tuple(task), -1) - centre) / width
         return torch.cat((body, features[..., None, :].expand(*body.shape[:-1], len(task))), -1)
+
+
+def policy_for(world: CartPole) -> PolicyNet:
+    """The book's policy network for a cart-pole world, its angle scaled to the size of the other observations."""
+    features = world.observation_size - 4
+    return PolicyNet(world.observation_size, world.actions, observation_scale=(1.0, 1.0, 10.0, 1.0) + (1.0,) * features)
