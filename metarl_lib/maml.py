@@ -96,9 +96,10 @@ class Log(NamedTuple):
 def surrogate(policy: PolicyNet, params: Params, batch: Batch, kind: str = "ratio") -> Tensor:
     """The inner objective of every task, ``[task]``; its gradient is the policy gradient.
 
-    ``ratio``: :math:`\\sum_n w_n \\frac{\\pi_\\phi(a_n|s_n)}{\\pi_\\text{old}(a_n|s_n)} A_n`. Differentiated twice it keeps both
-    terms of the policy Hessian, :math:`\\nabla\\log\\pi\\,\\nabla\\log\\pi^\\top + \\nabla^2\\log\\pi`: exact for one decision; over several
-    it drops the products between different time steps, which makes it slightly biased and much less noisy.
+    ``ratio``: :math:`\\sum_n w_n \\frac{\\pi_\\phi(a_n|s_n)}{\\pi_\\text{old}(a_n|s_n)} A_n`. Differentiated
+    twice it keeps both terms of the policy Hessian, :math:`\\nabla\\log\\pi\\,\\nabla\\log\\pi^\\top + \\nabla^2\\log\\pi`:
+    exact for one decision; over several it drops the products between different time steps, which makes it slightly
+    biased and much less noisy.
     ``log_prob``: :math:`\\sum_n w_n \\log\\pi_\\phi(a_n|s_n) A_n`, the same first derivative, but its second keeps only
     :math:`\\nabla^2\\log\\pi`. It is here for the lesson.
     """
@@ -163,9 +164,7 @@ def initial_state(world: World, policy: PolicyNet, config: Config) -> dict[str, 
     params = policy.init(1, generator, world.dtype)
     start = math.log(config.inner_step_size)
     per_parameter = config.step_sizes == "per_parameter"
-    log_step_sizes = {
-        name: torch.full_like(p if per_parameter else p[:1, :1, :1], start) for name, p in params.items()
-    }
+    log_step_sizes = {name: torch.full_like(p if per_parameter else p[:1, :1, :1], start) for name, p in params.items()}
     pool_seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     return {
         "iteration": 0,
@@ -215,7 +214,7 @@ def train(world: World, policy: PolicyNet, config: Config, resume: dict[str, Any
             for _ in range(config.epochs):
                 outer_step(policy, theta, log_alpha, batches, config, optimizer)
         except FloatingPointError as error:
-            raise FloatingPointError(f"iteration {iteration}: {error}; the last good state is that of iteration {iteration - 1}") from error
+XX
         env_steps += steps
         yield Log(
             iteration=iteration,

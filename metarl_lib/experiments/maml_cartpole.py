@@ -78,7 +78,7 @@ def measure(distribution: str, method: str, seed: int, scale: float) -> dict[str
     config = (METHODS | ABLATIONS)[method]
     config = replace(config, seed=seed, iterations=round(config.iterations * scale))
     world, state, training, env_steps = train(distribution, method, config)
-    policy, theta = policy_for(world), state["params"]
+    theta = state["params"]
     if config.inner_steps:
         chosen = [{name: log_alpha.exp() for name, log_alpha in state["log_step_sizes"].items()}] * STEPS
     else:
@@ -155,7 +155,7 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
             curves[f"{distribution} · {split} · {method}"] = samples
             mean, low, high = interval(samples)
             for k in range(STEPS + 1):
-                metrics[f"{distribution} · {split} · {method} · {k} steps"] = {
+                metrics[f"{distribution} · {split} · {method} · after {k}"] = {
                     "value": float(mean[k]), "low": float(low[k]), "high": float(high[k]), "n": seeds,
                     "unit": "return, of at most 200", "published": None, "source": None,
                 }  # fmt: skip
