@@ -144,9 +144,7 @@ class CartPole:
         state = State(body, torch.zeros(shape, dtype=torch.int32, device=generator.device))
         return state, self._observe(task, body)
 
-    def step(
-        self, task: Physics, state: State, action: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[State, Step]:
+    def step(self, task: Physics, state: State, action: Tensor, generator: torch.Generator | None = None) -> tuple[State, Step]:
         """One Euler step of 0.02 s. ``generator`` is unused: the dynamics are deterministic."""
         gravity, cart_mass, pole_mass, half_length, force, wind = (leaf[..., None] for leaf in task)
         total_mass = cart_mass + pole_mass

@@ -214,7 +214,8 @@ def train(world: World, policy: PolicyNet, config: Config, resume: dict[str, Any
             for _ in range(config.epochs):
                 outer_step(policy, theta, log_alpha, batches, config, optimizer)
         except FloatingPointError as error:
-XX
+            last_good = f"the last good state is that of iteration {iteration - 1}"
+            raise FloatingPointError(f"iteration {iteration}: {error}; {last_good}") from error
         env_steps += steps
         yield Log(
             iteration=iteration,
