@@ -211,9 +211,7 @@ class GymnasiumWorld:
         if not isinstance(actions, spaces.Discrete):
             raise ValueError(f"env must have Discrete actions, got {actions}")
         if not isinstance(observations, spaces.Box):
-            raise ValueError(
-                f"env must have Box observations, got {observations}; gymnasium.wrappers.vector.FlattenObservation makes them so"
-            )
+            raise ValueError(f"env must have Box observations, got {observations}; see gymnasium.wrappers.FlattenObservation")
         if "autoreset_mode" not in env.metadata:
             raise ValueError(f"env must name its AutoresetMode in metadata['autoreset_mode'], its metadata is {env.metadata}")
         if max_steps is None and env.spec is not None:

@@ -51,6 +51,7 @@ class Countdown:
     """A world to read at sight: the observation is the time, the reward the task's, an episode lasts as long as the task says."""
 
     max_steps: int = 6
+    cut: int = 6  # where it truncates
     observation_size: int = 1
     actions: int = 2
 
@@ -61,14 +62,13 @@ class Countdown:
     def step(self, task, state, action, generator=None):
         time = state.time + 1
         reward = task.reward[:, None].expand_as(time)
-        step = Step(time[..., None], reward, time >= task.length[:, None], time >= self.max_steps)
+        step = Step(time[..., None], reward, time >= task.length[:, None], time >= self.cut)
         return Clock(time), step
 
 
 def count_down(lengths, rewards, generator, **settings):
-    world, policy = Countdown(), PolicyNet(1, 2, hidden=())
-    params = policy.init(1, generator)
-    return collect(world, Ticks(torch.tensor(lengths), torch.tensor(rewards)), policy, params, 2, generator, **settings)
+    policy, task = PolicyNet(1, 2, hidden=()), Ticks(torch.tensor(lengths), torch.tensor(rewards))
+    return collect(Countdown(**settings), task, policy, policy.init(1, generator), 2, generator)
 
 
 def test_a_rollout_by_hand(generator):
@@ -84,6 +84,12 @@ def test_a_rollout_by_hand(generator):
 def test_the_time_axis_is_as_long_as_the_longest_episode(generator):
     assert count_down([1, 3], [1.0, 1.0], generator).rewards.shape == (2, 2, 3)
     assert count_down([1, 1], [1.0, 1.0], generator).rewards.shape == (2, 2, 1)
+
+
+def test_truncation_ends_an_episode_as_termination_does(generator):
+    rollout = count_down([1, 9], [1.0, 1.0], generator, cut=2)
+    assert rollout.alive.int().tolist() == [[[1, 0]] * 2, [[1, 1]] * 2]
+    assert rollout.truncated[1, 0].tolist() == [False, True] and not rollout.terminated[1].any()
 
 
 def test_after_its_end_an_environment_is_frozen(generator):
