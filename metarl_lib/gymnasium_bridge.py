@@ -63,6 +63,7 @@ class _Episodes:
         self.state, observation = self.world.reset(self.task, 1, self.generator)
         return _to_numpy(observation)
 
+    @torch.inference_mode()
     def step(self, actions: np.ndarray, ended: np.ndarray | None = None) -> tuple:
         """Advance by ``actions``, except that an ``ended`` environment begins its next episode instead."""
         if self.state is None:
