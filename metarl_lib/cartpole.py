@@ -65,7 +65,7 @@ DISTRIBUTIONS = {
     "flipwide": Ranges(**_WIDE, flip=True),
 }
 
-SPLITS = {"train": (0, 1, 2), "validation": (3,), "test": (4,), "ood": ()}
+SPLITS = {"train": (0, 2, 4), "validation": (1,), "test": (3,), "ood": ()}
 _SLICES = 20  # of the pole's length range; slice i belongs to the split that holds i mod 5
 
 
@@ -99,8 +99,9 @@ class CartPole:
         """Draw ``n`` tasks of a split: ``train``, ``validation``, ``test`` or ``ood``.
 
         The range of pole lengths is cut into 20 slices with gaps between them, three fifths of them for training,
-        one for validation and one for testing, so that no held-out task can equal a training task. In ``ood`` *every*
-        varied parameter lies outside its range: up to a third below or up to half above it.
+        one for validation and one for testing, so that no held-out task can equal a training task (``default``, which is a
+        single task, excepted). In ``ood`` *every* varied parameter lies outside its range: up to a third below or up to
+        half above it.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1 task, got {n}")

@@ -36,6 +36,8 @@ def collect(
         lead, horizon = observation.shape[:-1], world.max_steps
         if noise is None and not greedy:
             noise = policy.noise((horizon, *lead), generator, observation.dtype)
+        if noise is not None and noise.shape[:-1] != (horizon, *lead):
+            raise ValueError(f"noise must be [{horizon}, {', '.join(map(str, lead))}, ...], got {list(noise.shape)}")
 
         def buffer(*shape: int, dtype: torch.dtype = observation.dtype) -> Tensor:
             return torch.zeros(horizon, *lead, *shape, dtype=dtype, device=observation.device)

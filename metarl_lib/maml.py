@@ -270,4 +270,7 @@ def outer_step(
         if not torch.isfinite(objective):
             raise FloatingPointError("the meta-objective is not finite (NaN or infinity)")
         (-objective).backward()
+    gradients = [p.grad for p in (*theta.values(), *log_alpha.values()) if p.grad is not None]
+    if not all(torch.isfinite(gradient).all() for gradient in gradients):
+        raise FloatingPointError("the meta-gradient is not finite (NaN or infinity)")
     optimizer.step()
