@@ -13,6 +13,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class Package(NamedTuple):
     sha512: str  # of its archive, base64
     folder: str  # where it goes, below _static/vendor of the site
     strip: str  # leading part of the archive's paths that is left out
-    keep: tuple[str, ...]  # beginnings of the paths that are kept
+    keep: tuple[str, ...]  # patterns of the paths that are kept
 
 
 PACKAGES = (
@@ -37,7 +38,7 @@ PACKAGES = (
         "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw==",
         "mathjax",
         "package/es5/",
-        ("tex-chtml.js", "input/tex/extensions/", "output/", "a11y/", "sre/mathmaps/base.json", "sre/mathmaps/en.json"),
+        ("tex-chtml.js", "input/tex/extensions/*", "output/*", "a11y/*", "sre/mathmaps/base.json", "sre/mathmaps/en.json"),
     ),
     Package(
         "requirejs@2.3.8",
@@ -47,11 +48,11 @@ PACKAGES = (
         ("require.js",),
     ),
     Package(
-        "@jupyter-widgets/html-manager@1.0.6",
-        "+Mn+Ra8wyIHrYaUpfmf9A3dsLkt/NuwzPQN8sthdxBD35VV5cOJbpmgMhNR27n/rmP3mKyEe0PWCJrtZrXTXDQ==",
+        "@jupyter-widgets/html-manager@1.0.15",
+        "5thBIV6ymNgmPVOHvzx+gGy8ZSKmSazhtGw4/c4xJDVzRhG9PTeQsRjF3FUTopvFi//SABeNz1yp47bCrJ3CQA==",
         "html-manager",
         "package/dist/",
-        ("embed-amd.js",),
+        ("embed-amd.js", "*.woff2"),
     ),
 )
 
@@ -100,7 +101,7 @@ def unpack(package: Package, archive: Path) -> None:
         for member in files.getmembers():
             path = member.name.removeprefix(package.strip)
             licence = member.name == "package/LICENSE"
-            if member.isfile() and (licence or path.startswith(package.keep)):
+            if member.isfile() and (licence or any(fnmatch(path, pattern) for pattern in package.keep)):
                 destination = target / ("LICENSE" if licence else path)
                 destination.parent.mkdir(parents=True, exist_ok=True)
                 destination.write_bytes(files.extractfile(member).read())
