@@ -38,7 +38,7 @@ test: $(READY)  ## ruff, every notebook by nbval, every test
 	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval $(wildcard chapters) tests
 
 notebooks: $(READY)  ## run every chapter again and store its outputs
-	$(BIN)/jupyter execute --inplace $(wildcard chapters/*.ipynb)
+	$(BIN)/python book/notebooks.py
 
 links: $(READY)  ## write the book's address, set in _config.yml, wherever it is mentioned
 	$(BIN)/python book/links.py

@@ -88,10 +88,15 @@ def download(package: Package, scratch: Path) -> Path:
             f"npm could not fetch {package.spec} ({reason}); the first build needs the npm registry, later ones do not"
         )
     (archive,) = folder.iterdir()
-    found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    found = sha512(archive.read_bytes())
     if found != package.sha512:
         raise RuntimeError(f"the archive of {package.spec} has SHA-512 {found}, expected {package.sha512}")
     return archive
+
+
+def sha512(data: bytes) -> str:
+    """The checksum as npm writes it."""
+    return base64.b64encode(hashlib.sha512(data).digest()).decode()
 
 
 def unpack(package: Package, archive: Path) -> None:
