@@ -11,8 +11,10 @@ different ones, so that the interval over seeds covers both.
 - **Oracle**: domain randomisation for a policy that is shown the task's physics. It has nothing left to adapt to.
 
 Fine-tuned methods use, for each number of steps, the step size of ``STEP_SIZES`` that scored best with that number
-of steps on 20 validation tasks. ``TRIALS`` lists what the step sizes of MAML and of pretraining on *flipwide* were chosen
-from, by the return on validation tasks after one step, with seeds that take no part in the result.
+of steps on 20 validation tasks. ``TRIALS`` lists the step sizes that were tried for MAML and for pretraining on
+*flipwide*, by the return on validation tasks after one step, with seeds that take no part in the result. Among MAML's the
+differences are smaller than those between two seeds, and the library's defaults stay; pretraining does best with the
+smallest, that is, with the least of it.
 """
 
 from __future__ import annotations
