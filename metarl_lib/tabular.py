@@ -24,16 +24,16 @@ import torch
 from torch import Tensor
 
 from .tabular_worlds import TabularWorld, draw
-from .types import select
+from .types import Step, select
 
-ALGORITHMS = ("q_learning", "sarsa", "expected_sarsa")
+ALGORITHMS = ("q-learning", "sarsa", "expected-sarsa")
 
 
 @dataclass(frozen=True)
 class Config:
     """What :func:`train` does, and how much of it."""
 
-    algorithm: str = "q_learning"  # or "sarsa", "expected_sarsa"
+    algorithm: str = "q-learning"  # or "sarsa", "expected-sarsa"
     learners: int = 10
     episodes: int = 500  # of each learner
     step_size: float = 0.5  # α
@@ -106,52 +106,53 @@ def train(world: TabularWorld, config: Config) -> Iterator[Log]:
     """
     generator = torch.Generator(config.device).manual_seed(config.seed)
     task = world.sample_tasks(config.learners, generator)
-    learner = torch.arange(config.learners, device=config.device)[:, None]  # [learner, env], and so is all that follows
+    learner = torch.arange(config.learners, device=config.device)[:, None]  # [learner, env], and so is what follows
     shape = (config.learners, world.observation_size, world.actions)
     q = torch.full(shape, config.initial_value, dtype=world.dtype, device=config.device)
-    # By episode. The entry behind the last one is for learners that wait.
-    returns = torch.zeros(config.learners, config.episodes + 1, dtype=world.dtype, device=config.device)
-    step_sizes = schedule(config.step_size, config.final_step_size, 0.0, config).to(q)
+    # By episode; the entry behind the last one is for learners that wait.
+    returns = q.new_zeros(config.learners, config.episodes + 1)
+    alphas = schedule(config.step_size, config.final_step_size, 0.0, config).to(q)
     epsilons = schedule(config.epsilon, config.final_epsilon, config.epsilon, config).to(q)
-    episode, env_steps = torch.zeros_like(learner), torch.zeros_like(learner)
+    episode, env_steps, iteration = torch.zeros_like(learner), torch.zeros_like(learner), 0
     state, _ = world.reset(task, 1, generator)
     action = draw(epsilon_greedy(q[learner, state.position], config.epsilon), generator)
 
-    iteration = 0
     while (episode < config.episodes).any():
         started = time.perf_counter()
         for _ in range(config.iteration_steps):
-            alpha, epsilon = step_sizes[episode], epsilons[episode][..., None]
+            alpha, epsilon = alphas[episode], epsilons[episode][..., None]
             reached, step = world.step(task, state, action, generator)
-            q_next = q[learner, reached.position]
-            seen = (step.reward, step.terminated, config.discount, q_next)
-            if config.algorithm == "q_learning":
-                target = q_learning_target(*seen)
-            elif config.algorithm == "sarsa":
-                next_action = draw(epsilon_greedy(q_next, epsilon), generator)
-                target = sarsa_target(*seen, next_action)
-            else:
-                target = expected_sarsa_target(*seen, epsilon_greedy(q_next, epsilon))
+            y, next_action = target(config, step, q[learner, reached.position], epsilon, generator)
             entry = (learner, state.position, action)
-            q[entry] += alpha * (target - q[entry])
+            q[entry] += alpha * (y - q[entry])
 
             returns[learner, episode] += step.reward
             env_steps += episode < config.episodes
             ended = step.terminated | step.truncated
             episode = (episode + ended).clamp(max=config.episodes)
             state = select(ended, world.reset(task, 1, generator)[0], reached)
-            action_now = draw(epsilon_greedy(q[learner, state.position], epsilon), generator)
-            action = torch.where(ended, action_now, next_action) if config.algorithm == "sarsa" else action_now
+            action = draw(epsilon_greedy(q[learner, state.position], epsilon), generator)
+            if next_action is not None:
+                action = torch.where(ended, action, next_action)
         iteration += 1
         unfinished = torch.arange(config.episodes, device=config.device) >= episode
-        yield Log(
-            iteration=iteration,
-            q=q.clone(),
-            returns=returns[:, :-1].masked_fill(unfinished, torch.nan),
-            episodes=episode[:, 0].clone(),
-            env_steps=int(env_steps.sum()),
-            seconds=time.perf_counter() - started,
-        )
+        finished_returns = returns[:, :-1].masked_fill(unfinished, torch.nan)
+        seconds = time.perf_counter() - started
+        yield Log(iteration, q.clone(), finished_returns, episode[:, 0].clone(), int(env_steps.sum()), seconds)
+
+
+def target(
+    config: Config, step: Step, q_next: Tensor, epsilon: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """y by the algorithm's rule and, for SARSA, the action a' that it was made with and that has to be taken next."""
+    seen = (step.reward, step.terminated, config.discount, q_next)
+    if config.algorithm == "q-learning":
+        return q_learning_target(*seen), None
+    policy_next = epsilon_greedy(q_next, epsilon)
+    if config.algorithm == "expected-sarsa":
+        return expected_sarsa_target(*seen, policy_next), None
+    next_action = draw(policy_next, generator)
+    return sarsa_target(*seen, next_action), next_action
 
 
 def schedule(first: float, last: float | None, waiting: float, config: Config) -> Tensor:

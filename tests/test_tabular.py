@@ -95,7 +95,7 @@ def epsilon_greedy_values(epsilon):
 
 
 def test_expected_sarsa_finds_the_value_of_the_policy_that_acts():
-    log = last(train(world(TWO_STATES), Config("expected_sarsa", discount=0.9, epsilon=0.5, learners=5, episodes=300)))
+    log = last(train(world(TWO_STATES), Config("expected-sarsa", discount=0.9, epsilon=0.5, learners=5, episodes=300)))
     assert torch.allclose(log.q, epsilon_greedy_values(0.5).expand(5, 2, 2), atol=1e-9)
     assert not torch.allclose(log.q[0], optimal_values(TWO_STATES, 0.9), atol=0.1)
 
@@ -112,7 +112,7 @@ def test_sarsa_finds_it_on_average():
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_truncation_is_not_termination(algorithm):
-    config = Config(algorithm, learners=2, episodes=200, discount=0.9)
+    config = Config(algorithm, learners=2, episodes=200, discount=0.9, iteration_steps=200)
     truncated = last(train(world(tables([[(1, 0, 1, 0)]], [1]), max_steps=1), config))
     assert truncated.q.flatten().tolist() == pytest.approx([10, 10], rel=1e-3)  # 1 + .9 + .9² + …
     terminated = last(train(world(tables([[(1, 0, 1, 1)]], [1]), max_steps=1), config))
@@ -163,7 +163,7 @@ def plain(rows, config, q):
         epsilon = config.epsilon + (config.final_epsilon - config.epsilon) * progress
         if terminated:
             following = 0.0
-        elif config.algorithm == "q_learning":
+        elif config.algorithm == "q-learning":
             following = max(q[s2])
         elif config.algorithm == "sarsa":
             following = q[s2][int(rows[i + 1][1])]
@@ -198,7 +198,7 @@ def test_actions_are_drawn_from_the_policy():
     recorded = Recorded(world(TWO_STATES, max_steps=50))
     last(
         train(
-            recorded, Config("q_learning", learners=50, episodes=40, epsilon=0.4, step_size=0.0, discount=0.9, iteration_steps=50)
+            recorded, Config("q-learning", learners=50, episodes=40, epsilon=0.4, step_size=0.0, discount=0.9, iteration_steps=50)
         )
     )
     rows = torch.cat(recorded.rows)  # Q never moves from 0, so that the two actions are always equally good
@@ -263,7 +263,7 @@ def test_the_seed_decides_everything():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"algorithm": "dqn"}, "unknown algorithm 'dqn'; there are q_learning, sarsa, expected_sarsa"),
+        ({"algorithm": "dqn"}, "unknown algorithm 'dqn'; there are q-learning, sarsa, expected-sarsa"),
         ({"learners": 0}, "learners must be at least 1, got 0"),
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"iteration_steps": 0}, "iteration_steps must be at least 1, got 0"),
