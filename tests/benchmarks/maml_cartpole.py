@@ -105,9 +105,8 @@ def main() -> None:
     for name, measured in seconds.items():
         median = statistics.median(measured)
         spread = f"{min(measured):.2f}–{max(measured):.2f}"
-        print(
-            f"{name:23} {median:6.2f} CPU-s an iteration ({spread}), {1 / median:5.2f} iterations/s, {steps / median:9,.0f} steps/s"
-        )
+        rates = f"{1 / median:5.2f} iterations/s, {steps / median:9,.0f} environment steps/s"
+        print(f"{name:23} {median:6.2f} CPU-s an iteration ({spread}), {rates}")
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     print(f"ratio, pair by pair: {statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})")
 
