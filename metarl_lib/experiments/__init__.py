@@ -43,6 +43,8 @@ class Experiment:
 
 
 EXPERIMENTS = {
+    "cliff-walking": Experiment("cliff_walking", "Cliff walking: three targets, one policy", 1),
+    "frozen-lake": Experiment("frozen_lake", "Frozen lake: Q-learning against the exact optimum", 4),
     "maml-cartpole": Experiment("maml_cartpole", "MAML on CartPole: adaptation on held-out tasks", 40),
 }
 
