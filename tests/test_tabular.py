@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from metarl_lib import results
+from metarl_lib.experiments import cliff_walking, frozen_lake
 from metarl_lib.tabular import (
     ALGORITHMS,
     Config,
@@ -255,6 +258,26 @@ def test_the_seed_decides_everything():
     assert torch.equal(first.q, again.q) and torch.equal(first.returns, again.returns)
     assert first.env_steps == again.env_steps != other.env_steps
     assert not torch.equal(first.returns[0], first.returns[1])
+
+
+# --- the full-size runs, made small -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("module", "scale"), [(cliff_walking, 0.02), (frozen_lake, 0.004)])
+def test_an_experiment_gives_a_result_of_the_one_form(module, scale, monkeypatch):
+    monkeypatch.setattr(module, "run_pieces", lambda work, pieces, *_: [work(*piece) | {"cpu_seconds": 1.0} for piece in pieces])
+    monkeypatch.setattr(cliff_walking, "CONFIG", replace(cliff_walking.CONFIG, iteration_steps=100))
+    monkeypatch.setattr(frozen_lake, "CONFIGS", {k: replace(c, iteration_steps=100) for k, c in frozen_lake.CONFIGS.items()})
+    result = module.run(2, scale, None)
+    results.check(json.loads(json.dumps(result, allow_nan=False)))
+    assert result["name"] == module.NAME and result["seeds"] == [0, 1]
+    shares = [metric["value"] for label, metric in result["metrics"].items() if "greedy policy" in label]
+    assert sum(shares) == pytest.approx(3 if module is cliff_walking else 0)  # of three algorithms, every seed once
+    for lake in ("4x4", "8x8") if module is frozen_lake else ():
+        last_curve = result["curves"][f"{lake} · success through training"][-1]
+        value = result["metrics"][f"{lake} · greedy Q-learning"]["value"]
+        assert sum(last_curve) / 2 == pytest.approx(value, abs=1e-4)
+        assert value <= result["metrics"][f"{lake} · time-aware optimum"]["value"]
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -107,12 +107,12 @@ def metrics_of(lake: str, piece: dict[str, Any], seeds: int) -> dict[str, Any]:
     world = from_gymnasium(NAMES[lake])
     best = float(world.mdp.initial @ optimal_values_in_time(world.mdp, world.max_steps)[0].amax(-1))
     uniform = torch.full((world.observation_size, world.actions), 1 / world.actions)
-    relative = [p / best for p in piece["exact"]]
+    exact = interval(piece["exact"])
     return {
-        "greedy Q-learning": metric(*interval(piece["exact"]), seeds),
+        "greedy Q-learning": metric(*exact, seeds),
         "greedy Q-learning, in Gymnasium's environment": metric(*interval(piece["played"]), seeds),
         "greedy Q-learning, worst seed": metric(min(piece["exact"]), None, None, seeds),
-        "greedy Q-learning, share of the time-aware optimum": metric(*interval(relative), seeds, unit=""),
+        "greedy Q-learning, share of the time-aware optimum": metric(*(bound / best for bound in exact), seeds, unit=""),
         "time-aware optimum": metric(best, None, None, 1) | {"published": PUBLISHED[lake], "source": "Gymnasium's registry"},
         "stationary optimum": metric(float(success(world, optimal_values(world.mdp, 0.999))), None, None, 1),
         "random actions": metric(float(expected_return(world.mdp, uniform, world.max_steps)), None, None, 1),
