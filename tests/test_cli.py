@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,9 @@ def test_resumed_elsewhere_and_interrupted_at_once(trained, monkeypatch, capsys)
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGINT to send to one process")
 def test_ctrl_c(folder, capsys):
     command = [sys.executable, "-m", "metarl_lib", *TRAIN, "1000000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    # Whoever runs the tests in the background may have SIGINT ignored, and children inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=heed)
     deadline = time.monotonic() + 60
     while not (folder / "run.pt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -164,7 +167,7 @@ def test_nan_in_a_reward(folder, monkeypatch, capsys, bad_iteration):
         ([*TRAIN, "2", "--device", "abacus"], "device 'abacus' cannot be used here: "),
         ([*TRAIN, "2", "--resume", "none.pt"], "there is no checkpoint at none.pt"),
         (["play", "none.pt"], "there is no checkpoint at none.pt"),
-        (["reproduce", "mamal"], "unknown experiment 'mamal'; there are maml-cartpole"),
+        (["reproduce", "mamal"], "unknown experiment 'mamal'; there are cliff-walking"),
         (["reproduce", "maml-cartpole", "--seeds", "1"], "seeds must be at least 2"),
         (["reproduce", "maml-cartpole", "--scale", "0"], "scale must be in "),
     ],
