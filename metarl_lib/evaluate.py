@@ -1,15 +1,18 @@
-"""How well a policy adapts to tasks it has never seen."""
+"""How well a policy does: in Gymnasium's own environment, and on tasks it has never seen, before and after adaptation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from scipy import stats
 
 from .baseline import to_batch
 from .collect import collect
+from .gymnasium_bridge import GymnasiumWorld, Nothing
 from .maml import adapt
 from .nets import PolicyNet
 from .types import Params, World
@@ -32,6 +35,30 @@ def interval(samples: Any, axis: int = 0, level: float = 0.95) -> Interval:
     mean = samples.mean(axis)
     half = stats.t.ppf((1 + level) / 2, n - 1) * stats.sem(samples, axis=axis)
     return Interval(mean, mean - half, mean + half)
+
+
+def returns_in_gymnasium(
+    name: str, act: Callable[[torch.Tensor], torch.Tensor], learners: int, episodes: int, seed: int
+) -> np.ndarray:
+    """Undiscounted returns of ``episodes`` episodes of every learner in Gymnasium's own environment, ``[learner, episode]``.
+
+    ``act`` maps observations ``[learner, env, observation]`` to actions ``[learner, env]``, or ``[learner, env, action]`` where
+    they are continuous. A policy trained in a batched world of ours is scored here, where nothing of ours can flatter it.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    envs = gymnasium.make_vec(name, learners * episodes, vectorization_mode="sync")
+    world = GymnasiumWorld(envs, learners=learners, dtype=torch.float32)
+    _, observation = world.reset(Nothing(), episodes, torch.Generator().manual_seed(seed))
+    returns, alive = torch.zeros(learners, episodes), torch.ones(learners, episodes, dtype=torch.bool)
+    with torch.inference_mode():
+        while alive.any():
+            _, step = world.step(Nothing(), Nothing(), act(observation))
+            returns += step.reward * alive
+            alive &= ~(step.terminated | step.truncated)
+            observation = step.observation
+    envs.close()
+    return returns.double().numpy()
 
 
 def adaptation_curve(

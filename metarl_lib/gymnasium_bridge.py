@@ -6,7 +6,8 @@
     gymnasium.make("metarl_lib.gymnasium_bridge:metarl/CartPole-flipwide-v0", split="test")
     gymnasium.make_vec("metarl_lib.gymnasium_bridge:metarl/CartPole-flipwide-v0", num_envs=8)
 
-**Gymnasium's as ours.** ``GymnasiumWorld(gymnasium.make_vec("Acrobot-v1", num_envs=16))`` can be collected from.
+**Gymnasium's as ours.** ``GymnasiumWorld(gymnasium.make_vec("Acrobot-v1", num_envs=16))`` can be collected from, and
+made with ``vectorization_mode="sync"`` it can be streamed from too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
@@ -193,24 +194,32 @@ class Nothing(NamedTuple):
 
 
 class GymnasiumWorld:
-    """A Gymnasium vector environment with discrete actions as a world of one task, ``[1, env, ...]``.
+    """A Gymnasium vector environment as a world of one task, its environments shared out among ``learners``.
 
-    It plays one episode in every environment, which is what :func:`~metarl_lib.collect.collect` asks of it. Gymnasium
-    steps all environments together, so one that has ended goes on into another episode, whichever way it resets itself;
-    those steps are not ``alive`` in a rollout, and the observation that an episode ends on is the one before the reset.
+    Gymnasium steps all environments together, so one that has ended goes on into another episode, whichever way it resets
+    itself. For :func:`~metarl_lib.collect.collect`, which plays one episode in every environment, those steps are not
+    ``alive``; the observation that an episode ends on is the one before the reset. A :class:`~metarl_lib.stream.Stream`
+    calls :meth:`restart`.
 
-    ``max_steps`` truncates every episode; by default it is the limit in the environment's ``spec``. Observations are
-    flattened and cast to ``dtype``, and live on the device of what drives the world: the generator's, the actions'.
-    Raises ``TypeError`` if ``env`` is not a vector environment, and ``ValueError`` if its spaces do not fit, if it does
-    not say how it resets, or if ``max_steps`` is not known.
+    Discrete and bounded continuous actions are understood. ``max_steps`` truncates every episode; by default it is the
+    limit in the environment's ``spec``. Observations are flattened and cast to ``dtype``, and live on the device of what
+    drives the world: the generator's, the actions'. Raises ``TypeError`` if ``env`` is not a vector environment, and
+    ``ValueError`` if its spaces do not fit, if it does not say how it resets, if ``max_steps`` is not known, or if
+    ``learners`` does not divide its environments.
     """
 
-    def __init__(self, env: VectorEnv, max_steps: int | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, env: VectorEnv, max_steps: int | None = None, dtype: torch.dtype = torch.float32, learners: int = 1
+    ) -> None:
         if not isinstance(env, VectorEnv):
             raise TypeError(f"env must be a vector environment, as gymnasium.make_vec(id, num_envs) makes it, got {env!r}")
         actions, observations = env.single_action_space, env.single_observation_space
-        if not isinstance(actions, spaces.Discrete):
-            raise ValueError(f"env must have Discrete actions, got {actions}")
+        if isinstance(actions, spaces.Discrete):
+            self.actions, self._first_action = int(actions.n), int(actions.start)
+        elif isinstance(actions, spaces.Box) and actions.is_bounded() and len(actions.shape) == 1:
+            self.action_low, self.action_high = tuple(actions.low.tolist()), tuple(actions.high.tolist())
+        else:
+            raise ValueError(f"env must have Discrete actions, or a bounded Box of one dimension, got {actions}")
         if not isinstance(observations, spaces.Box):
             raise ValueError(f"env must have Box observations, got {observations}; see gymnasium.wrappers.FlattenObservation")
         if "autoreset_mode" not in env.metadata:
@@ -219,48 +228,73 @@ class GymnasiumWorld:
             max_steps = env.spec.kwargs.get("max_episode_steps", env.spec.max_episode_steps)
         if max_steps is None or max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, or be known from env.spec, got {max_steps}")
-        self.env, self.max_steps, self.dtype = env, max_steps, dtype
-        self.observation_size, self.actions = int(np.prod(observations.shape)), int(actions.n)
+        if learners < 1 or env.num_envs % learners:
+            raise ValueError(f"learners must divide env.num_envs, which is {env.num_envs}, got {learners}")
+        self.env, self.max_steps, self.dtype, self.learners = env, max_steps, dtype, learners
+        self.observation_size = int(np.prod(observations.shape))
         self._mode = AutoresetMode(env.metadata["autoreset_mode"])
-        self._first_action = int(actions.start)
+        self._action_dtype = actions.dtype
         self._ended = np.zeros(env.num_envs, dtype=bool)
-        self._steps = 0
+        self._steps = np.zeros(env.num_envs, dtype=int)
 
     def sample_tasks(self, n: int, generator: torch.Generator, split: str = "train") -> Nothing:
         """The only task there is, whatever the split."""
-        if n != 1:
-            raise ValueError(f"n must be 1, since a Gymnasium environment is a single task, got {n}")
+        if n != self.learners:
+            raise ValueError(
+                f"n must be {self.learners}, the learners that this Gymnasium environment was shared out to, got {n}"
+            )
         return Nothing()
 
     def reset(self, task: Nothing, n: int, generator: torch.Generator) -> tuple[Nothing, Tensor]:
-        """Seed the environment from ``generator`` and start an episode in each of its ``n`` environments."""
-        if n != self.env.num_envs:
-            raise ValueError(f"n must be env.num_envs, {self.env.num_envs} episodes, got {n}")
+        """Seed the environment from ``generator`` and start an episode in each of its ``n`` environments a learner."""
+        if n * self.learners != self.env.num_envs:
+            raise ValueError(f"n must be env.num_envs, {self.env.num_envs // self.learners} episodes a learner, got {n}")
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
         observation, _ = self.env.reset(seed=seed)
-        self._ended, self._steps = np.zeros(n, dtype=bool), 0
-        return Nothing(), self._observe(observation, generator.device)
+        self._ended[:], self._steps[:] = False, 0
+        return Nothing(), self._tensor(observation, self.dtype, generator.device).flatten(2)
 
     def step(
         self, task: Nothing, state: Nothing, action: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Nothing, Step]:
-        """Advance every environment by ``action``, ``[1, env]``. ``generator`` is unused: the environment has its own."""
+        """Advance every environment by ``action``, ``[learner, env]`` or, if continuous, ``[learner, env, action]``.
+
+        ``generator`` is unused: the environment has its own.
+        """
         if self._mode is AutoresetMode.DISABLED and self._ended.any():
-            self.env.reset(options={"reset_mask": self._ended})  # Gymnasium refuses to step an episode that has ended
-        observation, reward, terminated, truncated, info = self.env.step(action[0].cpu().numpy() + self._first_action)
+            self.env.reset(options={"reset_mask": self._ended.copy()})  # Gymnasium refuses to step an episode that has ended
+        actions = action.detach().flatten(0, 1).cpu().numpy().astype(self._action_dtype)
+        if hasattr(self, "actions"):
+            actions = actions + self._first_action
+        observation, reward, terminated, truncated, info = self.env.step(actions)
         self._ended, self._steps = terminated | truncated, self._steps + 1
         if self._mode is AutoresetMode.SAME_STEP and self._ended.any():
             observation = observation.copy()
             for i in np.flatnonzero(self._ended):
                 observation[i] = info["final_obs"][i]
-
-        def tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-            return torch.tensor(array, dtype=dtype, device=action.device)[None]
-
         truncated = truncated | (self._steps >= self.max_steps)
-        flags = tensor(terminated, torch.bool), tensor(truncated, torch.bool)
-        return Nothing(), Step(self._observe(observation, action.device), tensor(reward, self.dtype), *flags)
+        device = action.device
+        flags = self._tensor(terminated, torch.bool, device), self._tensor(truncated, torch.bool, device)
+        reached = self._tensor(observation, self.dtype, device).flatten(2)
+        return Nothing(), Step(reached, self._tensor(reward, self.dtype, device), *flags)
 
-    def _observe(self, observation: np.ndarray, device: torch.device) -> Tensor:
+    def restart(self, state: Nothing, observation: Tensor, ended: Tensor) -> tuple[Nothing, Tensor]:
+        """Begin the next episode where ``ended`` ``[learner, env]``; ``observation`` with those episodes' first observations.
+
+        Gymnasium's own vectorised environments cannot start a few episodes and leave the others alone: ``ValueError``
+        says so if this is one.
+        """
+        if not isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv)):
+            raise ValueError(
+                'env must be made with vectorization_mode="sync" or "async", since episodes are restarted one by one; '
+                f"got {self.env.unwrapped!r}"
+            )
+        mask = ended.flatten().cpu().numpy()
+        first, _ = self.env.reset(options={"reset_mask": mask.copy()})
+        self._ended[mask], self._steps[mask] = False, 0
+        first = self._tensor(first, self.dtype, observation.device).flatten(2)
+        return Nothing(), torch.where(ended[..., None], first, observation)
+
+    def _tensor(self, array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
         # torch.tensor copies: an environment may write its next observation into the same array.
-        return torch.tensor(observation, dtype=self.dtype, device=device).flatten(1)[None]
+        return torch.tensor(array, dtype=dtype, device=device).unflatten(0, (self.learners, -1))

@@ -6,7 +6,7 @@ of one means that every learner shares the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,8 +36,8 @@ def init_mlp(
     return params
 
 
-def mlp(params: Params, x: Tensor) -> Tensor:
-    """A tanh multilayer perceptron: ``x [learner, ..., in]`` to ``[learner, ..., out]``, linear at the last layer."""
+def mlp(params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = torch.tanh) -> Tensor:
+    """A multilayer perceptron: ``x [learner, ..., in]`` to ``[learner, ..., out]``, linear at the last layer."""
     learners, shape = params["weight_0"].shape[0], x.shape
     if learners not in (1, shape[0]):
         raise ValueError(f"x has {shape[0]} learners on its first axis, params have {learners}")
@@ -46,7 +46,7 @@ def mlp(params: Params, x: Tensor) -> Tensor:
     for i in range(layers):
         h = torch.baddbmm(params[f"bias_{i}"], h, params[f"weight_{i}"])
         if i < layers - 1:
-            h = torch.tanh(h)
+            h = activation(h)
     return h.reshape(*shape[:-1], h.shape[-1])
 
 

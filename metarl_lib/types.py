@@ -57,6 +57,9 @@ class World(Protocol):
 
     A *task* is a NamedTuple of tensors ``[task]`` and is not part of the state: no reset resamples it.
     All randomness comes from ``generator``, whose device is the device of everything returned.
+
+    A world with continuous actions has, in place of ``actions``, their bounds ``action_low`` and ``action_high``, a number per
+    dimension, and its ``step`` takes ``[task, env, action]``.
     """
 
     observation_size: int

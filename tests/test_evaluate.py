@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from metarl_lib.cartpole import CartPole, policy_for
-from metarl_lib.evaluate import adaptation_curve, best_step_size, interval
+from metarl_lib.evaluate import adaptation_curve, best_step_size, interval, returns_in_gymnasium
 
 WORLD = CartPole("flip", max_steps=40)
 POLICY = policy_for(WORLD)
@@ -79,3 +80,24 @@ def test_bad_input():
         adaptation_curve(WORLD, POLICY, start(), 0.5, tasks(), torch.Generator(), steps=-1)
     with pytest.raises(ValueError, match="candidates"):
         best_step_size(WORLD, POLICY, start(), (), tasks(), seed=0)
+
+
+def test_returns_in_gymnasium_are_those_of_episodes_played_one_by_one():
+    gains = torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.05, 0.1, 1.0, 0.3]])  # learner 0 falls, learner 1 balances
+
+    def act(observation):
+        return ((observation * gains[:, None]).sum(-1) > 0).long()
+
+    returns = returns_in_gymnasium("CartPole-v1", act, learners=2, episodes=3, seed=0)
+    assert (returns[1] == 500).all()
+    seed = int(torch.randint(2**31 - 1, (), generator=torch.Generator().manual_seed(0)))
+    env = gymnasium.make("CartPole-v1")
+    for episode in range(3):
+        observation, _ = env.reset(seed=seed + episode)
+        total, ended = 0.0, False
+        while not ended:
+            observation, reward, terminated, truncated, _ = env.step(int(observation[2] > 0))
+            total, ended = total + reward, terminated or truncated
+        assert returns[0, episode] == total < 100
+    with pytest.raises(ValueError, match="^episodes must be at least 1, got 0$"):
+        returns_in_gymnasium("CartPole-v1", act, 2, 0, 0)

@@ -427,13 +427,20 @@ def test_a_discrete_observation_comes_flattened_by_gymnasiums_own_wrapper(mode, 
     assert set(last.tolist()) <= {5, 7, 11, 12, 15}  # holes and the goal: where an episode can end
 
 
+class Unbounded(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+
+
 def test_wrong_use_of_gymnasiums_environments_is_one_clear_sentence(generator):
     with pytest.raises(gymnasium.error.NameNotFound, match="Environment `Cartpoole` doesn't exist"):
         gymnasium.make_vec("Cartpoole-v1", num_envs=2)
     with pytest.raises(TypeError, match=r"^env must be a vector environment, as gymnasium.make_vec.* got <.*CartPole"):
         GymnasiumWorld(gymnasium.make("CartPole-v1"))
-    with pytest.raises(ValueError, match=r"^env must have Discrete actions, got Box\(-2.0, 2.0, \(1,\), float32\)$"):
-        GymnasiumWorld(gymnasium.make_vec("Pendulum-v1", num_envs=2))
+    unbounded = SyncVectorEnv([Unbounded] * 2)
+    with pytest.raises(ValueError, match=r"^env must have Discrete actions, or a bounded Box of one dimension, got Box\(-inf"):
+        GymnasiumWorld(unbounded, max_steps=5)
+    with pytest.raises(ValueError, match=r"^learners must divide env.num_envs, which is 4, got 3$"):
+        GymnasiumWorld(gymnasium.make_vec("CartPole-v1", num_envs=4), learners=3)
     by_hand = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2)
     with pytest.raises(ValueError, match=r"^max_steps must be at least 1, or be known from env.spec, got None$"):
         GymnasiumWorld(by_hand)
@@ -442,7 +449,7 @@ def test_wrong_use_of_gymnasiums_environments_is_one_clear_sentence(generator):
         GymnasiumWorld(by_hand, max_steps=500)
     world = GymnasiumWorld(gymnasium.make_vec("CartPole-v1", num_envs=2))
     policy = PolicyNet(4, 2)
-    with pytest.raises(ValueError, match=r"^n must be env.num_envs, 2 episodes, got 3$"):
+    with pytest.raises(ValueError, match=r"^n must be env.num_envs, 2 episodes a learner, got 3$"):
         collect(world, Nothing(), policy, policy.init(1, generator), 3, generator)
-    with pytest.raises(ValueError, match=r"^n must be 1, since a Gymnasium environment is a single task, got 3$"):
+    with pytest.raises(ValueError, match=r"^n must be 1, the learners that this Gymnasium environment was shared out to, got 3$"):
         world.sample_tasks(3, generator)
