@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import functools
 import http.server
-import os
-import shutil
 import threading
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
+from conftest import unavailable
 
 SITE = Path(__file__).resolve().parents[1] / "_build" / "html"
 PAGES = sorted(page.relative_to(SITE).as_posix() for page in SITE.glob("**/*.html") if "_static" not in page.parts)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-# Without these, Chromium looks up its maker's hosts at every start.
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 # What is measured in a page once it is drawn.
 MEASURE = """async () => {
     if (window.MathJax) await MathJax.startup.promise;
@@ -66,27 +59,6 @@ class Visit(NamedTuple):
     shown: dict
 
 
-def unavailable(reason: str) -> None:
-    """Skip, and say why; on a continuous-integration machine, fail."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not PAGES:
-        unavailable("there is no rendered book in _build/html: run `make book` first")
-    from playwright import sync_api
-
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with sync_api.sync_playwright() as playwright:
-        try:
-            started = playwright.chromium.launch(executable_path=path, channel=None if path else "chrome", args=FLAGS)
-        except sync_api.Error as error:
-            unavailable(f"neither Chromium nor Chrome can be started here: {error.message.splitlines()[0]}")
-        yield started
-        started.close()
-
-
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
@@ -105,6 +77,8 @@ def served():
 @pytest.fixture(scope="module", params=WAYS, ids=lambda way: "-".join(map(str, way)))
 def visits(request, browser, served):
     """Every page, opened in one way."""
+    if not PAGES:
+        unavailable("there is no rendered book in _build/html: run `make book` first")
     way = request.param
     root = served if way.scheme == "http" else SITE.as_uri()
     with browser.new_context(color_scheme=way.theme, viewport={"width": way.width, "height": 900}) as context:
