@@ -107,6 +107,25 @@ class PolicyNet:
         return actions, logits.log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1)
 
 
+@dataclass(frozen=True)
+class ValueNet:
+    """A state-value function V(s): the layers of :class:`PolicyNet` with one output, for many learners at once."""
+
+    observation_size: int
+    hidden: tuple[int, ...] = (64, 64)
+    observation_scale: tuple[float, ...] | None = None
+
+    def init(self, learners: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters, leaves ``[learner, ...]``."""
+        return init_mlp((self.observation_size, *self.hidden, 1), learners, generator, 1.0, dtype)
+
+    def value(self, params: Params, observations: Tensor) -> Tensor:
+        """``[learner, ..., observation]`` to values ``[learner, ...]``."""
+        if self.observation_scale is not None:
+            observations = observations * _scale(self.observation_scale, observations.dtype, observations.device)
+        return mlp(params, observations).squeeze(-1)
+
+
 class _Scale(nn.Module):
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
