@@ -27,7 +27,7 @@ FADE = 0.4  # s in which a fallen cart turns grey
 WIDTH, MARGIN, LINE = 400, 12, 20  # pixels: a panel, the space around what is in it, a line of text
 
 # .still is shown in place of .moving in print, and for readers who prefer less motion until they press Play (.on).
-_STYLE = (
+STYLE = (
     ".mrl-anim .still{display:none}"
     "@media print{.mrl-anim .still{display:inline}.mrl-anim .moving{display:none}}"
     "@media (prefers-reduced-motion:reduce){.mrl-anim:not(.on,.off) .still{display:inline}"
@@ -104,12 +104,7 @@ class Animation:
         return f"Animation: {self.label}"
 
     def _repr_html_(self) -> str:
-        pictures = "".join(_svg([panel], self._scene, _describe([panel])) for panel in self.panels)
-        return (
-            f'<div class="mrl-anim" role="group" aria-label="{html.escape(self.label)}"><style>{_PAGE_STYLE}</style>'
-            f'<div>{pictures}</div><button type="button" onclick="{_TOGGLE}">'
-            '<span class="pause">Pause</span><span class="play">Play</span></button></div>'
-        )
+        return page([_svg([panel], self._scene, _describe([panel])) for panel in self.panels], self.label)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``.svg``, for a README for one, or ``.html``, a page with the button, to open in a browser."""
@@ -133,6 +128,15 @@ def animate(panels: Sequence[Panel], label: str | None = None) -> Animation:
     ``label`` is what a screen reader says; by default the captions and notes.
     """
     return Animation(panels, _describe(panels) if label is None else label)
+
+
+def page(pictures: Sequence[str], label: str) -> str:
+    """SVGs side by side, with the button that pauses them, as a piece of a page."""
+    return (
+        f'<div class="mrl-anim" role="group" aria-label="{html.escape(label)}"><style>{_PAGE_STYLE}</style>'
+        f'<div>{"".join(pictures)}</div><button type="button" onclick="{_TOGGLE}">'
+        '<span class="pause">Pause</span><span class="play">Play</span></button></div>'
+    )
 
 
 def cartpole_svg(panels: Sequence[Panel], label: str | None = None) -> str:
@@ -179,11 +183,11 @@ def _describe(panels: Sequence[Panel]) -> str:
 
 
 def _svg(panels: Sequence[Panel], scene: _Scene, label: str, as_file: bool = False) -> str:
-    width, height = WIDTH * len(panels), _number(scene.height)
+    width, height = WIDTH * len(panels), number(scene.height)
     root = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}"'
     if as_file:
         root += f' width="{width}" height="{height}" class="mrl-anim"'
-    style = f"<style>{_STYLE}{_FILE_STYLE if as_file else ''}</style>"
+    style = f"<style>{STYLE}{_FILE_STYLE if as_file else ''}</style>"
     drawn = "".join(f'<g transform="translate({(i + 0.5) * WIDTH:g} 0)">{_panel(p, scene)}</g>' for i, p in enumerate(panels))
     return f'<svg {root} font-family="system-ui,sans-serif" text-anchor="middle" fill="currentColor">{style}{drawn}</svg>'
 
@@ -192,22 +196,22 @@ def _panel(panel: Panel, scene: _Scene) -> str:
     text = f'<text y="{LINE}" font-size="17" font-weight="600">{html.escape(panel.caption)}</text>'
     for i, line in enumerate(panel.note.splitlines()):
         text += f'<text y="{LINE * (i + 2)}" font-size="14">{html.escape(line)}</text>'
-    stop = _number(X_LIMIT * SCALE)
+    stop = number(X_LIMIT * SCALE)
     ground = f'<path d="M-{stop} 15V25H{stop}V15" fill="none" stroke="currentColor" opacity=".6"/>'
     carts = "".join(_cart(panel, env, scene) for env in range(len(panel.lengths)))
     still = "".join(_cart(panel, env, None) for env in range(len(panel.lengths)))
     return (
-        f'{text}<g transform="translate(0 {_number(scene.axle)})">{ground}'
-        f'<g class="moving">{carts}{_clock(scene)}</g><g class="still">{still}</g></g>'
+        f'{text}<g transform="translate(0 {number(scene.axle)})">{ground}'
+        f'<g class="moving">{carts}{clock(scene)}</g><g class="still">{still}</g></g>'
     )
 
 
-def _clock(scene: _Scene) -> str:
+def clock(scene: _Scene) -> str:
     length = 2 * X_LIMIT * SCALE - 40
-    run = _loop("width", [0, length, length], scene, [0, scene.end, scene.period])
+    run = loop("width", [0, length, length], scene, [0, scene.end, scene.period])
     return (
-        f'<rect x="{_number(-length / 2 - 20)}" y="36" width="{_number(length)}" height="3" opacity=".5">{run}</rect>'
-        f'<text x="{_number(length / 2 + 4)}" y="42" font-size="13">{scene.end:.1f} s</text>'
+        f'<rect x="{number(-length / 2 - 20)}" y="36" width="{number(length)}" height="3" opacity=".5">{run}</rect>'
+        f'<text x="{number(length / 2 + 4)}" y="42" font-size="13">{scene.end:.1f} s</text>'
     )
 
 
@@ -218,35 +222,35 @@ def _cart(panel: Panel, env: int, scene: _Scene | None) -> str:
     colour, opacity = _FALLEN if panel.fell[env] else (look(panel.algorithm).colour, _OPACITY)
     shift, turn = ("", "") if scene is None else _motion(panel, env, place, tilt, scene)
     return (
-        f'<g transform="translate({_number(place[-1])})" fill="{colour}" stroke="{colour}" opacity="{opacity}">{shift}'
-        f'<g stroke="none">{_CART}</g><path d="M0 0V-{_number(2 * panel.half_length * SCALE)}" stroke-width="6" '
-        f'stroke-linecap="round" transform="rotate({_number(tilt[-1])})">{turn}</path>{_AXLE}</g>'
+        f'<g transform="translate({number(place[-1])})" fill="{colour}" stroke="{colour}" opacity="{opacity}">{shift}'
+        f'<g stroke="none">{_CART}</g><path d="M0 0V-{number(2 * panel.half_length * SCALE)}" stroke-width="6" '
+        f'stroke-linecap="round" transform="rotate({number(tilt[-1])})">{turn}</path>{_AXLE}</g>'
     )
 
 
 def _motion(panel: Panel, env: int, place: Tensor, tilt: Tensor, scene: _Scene) -> tuple[str, str]:
     """What moves (and fades) a cart, and what turns its pole."""
     frames = scene.samples.clamp(max=len(place) - 1)
-    shift = _loop("transform", place[frames].tolist(), scene, kind="translate")
-    turn = _loop("transform", tilt[frames].tolist(), scene, kind="rotate")
+    shift = loop("transform", place[frames].tolist(), scene, kind="translate")
+    turn = loop("transform", tilt[frames].tolist(), scene, kind="rotate")
     if panel.fell[env]:
         fall = (len(place) - 1) * TIME_STEP
         times = [0, fall, min(fall + FADE, scene.period), scene.period]
         colour, (grey, faint) = look(panel.algorithm).colour, _FALLEN
         for name, before, after in (("fill", colour, grey), ("stroke", colour, grey), ("opacity", _OPACITY, faint)):
-            shift += _loop(name, [before, before, after, after], scene, times)
+            shift += loop(name, [before, before, after, after], scene, times)
     return shift, turn
 
 
-def _loop(
+def loop(
     attribute: str, values: Sequence[float | str], scene: _Scene, times: Sequence[float] | None = None, kind: str = ""
 ) -> str:
     """An endless SMIL animation through ``values``, at ``times`` (s) or evenly spread over the scene's period."""
     tag = f'animateTransform type="{kind}"' if kind else "animate"
-    steps = ";".join(value if isinstance(value, str) else _number(value) for value in values)
+    steps = ";".join(value if isinstance(value, str) else number(value) for value in values)
     keys = "" if times is None else ' keyTimes="' + ";".join(f"{t / scene.period:.4g}" for t in times) + '"'
     return f'<{tag} attributeName="{attribute}" values="{steps}"{keys} dur="{scene.period:g}s" repeatCount="indefinite"/>'
 
 
-def _number(value: float | Tensor) -> str:
+def number(value: float | Tensor) -> str:
     return f"{round(float(value), 1) + 0.0:g}"  # + 0.0 turns −0 into 0
