@@ -6,6 +6,8 @@ episodes, as REINFORCE and MAML need them, come from :func:`~metarl_lib.collect.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,15 +15,15 @@ from .types import Step, World, select
 
 
 class Stream:
-    """``envs`` environments for each of ``learners`` learners, every learner with a task of its own.
+    """``envs`` environments for each of ``learners`` learners, every learner with a task of its own: ``task``, or one drawn here.
 
     ``observation`` ``[learner, env, observation]`` is what to act on next. Raises ``FloatingPointError`` if a reward or an
     observation is not finite.
     """
 
-    def __init__(self, world: World, learners: int, envs: int, generator: torch.Generator) -> None:
+    def __init__(self, world: World, learners: int, envs: int, generator: torch.Generator, task: Any = None) -> None:
         self.world, self.generator, self.envs = world, generator, envs
-        self.task = world.sample_tasks(learners, generator)
+        self.task = world.sample_tasks(learners, generator) if task is None else task
         self.state, self.observation = world.reset(self.task, envs, generator)
         self._running = torch.zeros_like(self.observation[..., 0])  # return so far of every episode
         self._total, self._count = self._running.sum(-1), self._running.sum(-1)
