@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 460, 260  # pixels of the whole picture
-LEFT, RIGHT, TOP, BOTTOM = 54, 10, 26, 44  # pixels around the axes
+LEFT, RIGHT, TOP, BOTTOM = 54, 18, 26, 44  # pixels around the axes
 _FOOT, _END = HEIGHT - BOTTOM, WIDTH - RIGHT
 
 
