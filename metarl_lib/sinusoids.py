@@ -242,8 +242,8 @@ class SinusoidsOrLines:
         """log p(y | x, support) at every query, ``[task, query]``, in nats: no predictor does better on average."""
         rows = []
         for i, log_weights in enumerate(posterior.log_weights):
-            # Curves that are e⁻⁴⁰ times as probable as the best one cannot be seen in the sum, and they are most of the grid.
-            near = log_weights > log_weights.max() - 40
+            # Many curves are less than e⁻¹⁰⁰ times as probable as the best one, too little to be seen in the sum.
+            near = log_weights > log_weights.max() - 100
             curves = index_tasks(posterior.curves, near)
             density = self._log_density(curves, index_tasks(query, slice(i, i + 1)))[0]
             rows.append((log_weights[near] + density).logsumexp(-1))

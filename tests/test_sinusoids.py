@@ -165,7 +165,8 @@ def test_posterior_and_predictive_are_those_of_numerical_integration():
     # Tasks by hand, so that some are settled and others in doubt: y near a line, near a sinusoid, and near both.
     x = torch.tensor([[-1.0, 0.5, 1.5], [-1.0, 1.0, 3.0], [-0.5, 0.0, 0.6]], dtype=torch.float64)[..., None]
     y = torch.tensor([[-0.8, 0.5, 1.4], [-1.8, 1.7, 0.3], [-0.6, 0.1, 0.5]], dtype=torch.float64)[..., None]
-    query = Examples(x[:, :2] + 2.5, y[:, :2] - 0.3)
+    query_y = torch.tensor([[1.3, 2.6], [1.7, -0.5], [0.8, 1.9]], dtype=torch.float64)[..., None]
+    query = Examples(x[:, :2] + 2.5, query_y)
     posterior = CURVES.posterior(Examples(x, y), points=200)
     log_predictive, lines = CURVES.log_predictive(posterior, query), []
     for i in range(3):
