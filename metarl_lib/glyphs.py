@@ -116,6 +116,12 @@ def _strokes(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.stack((thin, regular, thick), 1).to(device, dtype)
 
 
+@lru_cache(maxsize=8)
+def _bend(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The matrix ``[size, 4]`` that lays a smooth curve, bicubic, through four values."""
+    return functional.interpolate(torch.eye(4, device=device, dtype=dtype)[None, None], (size, 4), mode="bicubic")[0, 0]
+
+
 # --- the task distribution --------------------------------------------------------------------------------------------
 
 
@@ -171,15 +177,14 @@ class Glyphs:
         """A new picture of every letter of ``letters [...]``: ``[..., size, size]``, 0 is paper and 1 ink."""
         index = letters.flatten()
         n, options = len(index), dict(generator=generator, device=generator.device, dtype=self.dtype)
-        # Thin, regular and thick strokes are mixed, and then sampled along a grid that is bent by the hand.
+        strokes = _strokes(generator.device, self.dtype)
         stroke = self.stroke * (2 * torch.rand(n, **options) - 1)
-        mixture = torch.stack(((-stroke).clamp(min=0), 1 - stroke.abs(), stroke.clamp(min=0)), -1)
-        canvas = (mixture[:, :, None, None] * _strokes(generator.device, self.dtype)[index]).sum(1, keepdim=True)
+        thin_or_thick = strokes[index, 1 + stroke.sign().long()]
+        canvas = torch.lerp(strokes[index, 1], thin_or_thick, stroke.abs()[:, None, None])[:, None]
         grid = functional.affine_grid(self._affine(n, options), [n, 1, self.size, self.size], align_corners=False)
         if self.wobble:
-            coarse = self.wobble * torch.randn(n, 2, 4, 4, **options)
-            smooth = functional.interpolate(coarse, (self.size, self.size), mode="bicubic", align_corners=False)
-            grid = grid + smooth.permute(0, 2, 3, 1)
+            coarse, bend = self.wobble * torch.randn(n, 2, 4, 4, **options), _bend(self.size, generator.device, self.dtype)
+            grid = grid + (bend @ coarse @ bend.T).permute(0, 2, 3, 1)
         pictures = functional.grid_sample(canvas, grid, mode="bilinear", align_corners=False)
         return pictures.reshape(*letters.shape, self.size, self.size)
 
