@@ -45,6 +45,8 @@ class Experiment:
 EXPERIMENTS = {
     "cliff-walking": Experiment("cliff_walking", "Cliff walking: three targets, one policy", 1),
     "frozen-lake": Experiment("frozen_lake", "Frozen lake: Q-learning against the exact optimum", 4),
+    "maml-sinusoid": Experiment("maml_sinusoid", "Five examples of a sinusoid: MAML against pretraining", 20),
+    "reptile-sinusoid": Experiment("reptile_sinusoid", "Reptile on sinusoids, beside MAML", 12),
     "maml-cartpole": Experiment("maml_cartpole", "MAML on CartPole: adaptation on held-out tasks", 40),
 }
 
