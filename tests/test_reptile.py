@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metarl_lib import reptile, supervised_maml
+from metarl_lib import reptile, results, supervised_maml
+from metarl_lib.experiments import maml_sinusoid, reptile_sinusoid
 from metarl_lib.sinusoids import Examples, Sinusoids
 from metarl_lib.supervised_maml import apply, init, spread
 from metarl_lib.types import Params, index_tasks
@@ -313,3 +315,28 @@ def test_parameters_that_are_not_numbers_stop_training_with_iteration_and_learne
 def test_a_bad_setting_is_named_in_one_sentence(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
+
+
+# --- the full-size run, made small ------------------------------------------------------------------------------------
+
+
+def test_the_experiment_gives_a_result_of_the_one_form(monkeypatch):
+    def run_here(work, pieces, *_):
+        return [work(*piece) | {"cpu_seconds": 1.0} for piece in pieces]
+
+    monkeypatch.setattr(maml_sinusoid, "run_pieces", run_here)
+    monkeypatch.setattr(reptile_sinusoid, "run_pieces", run_here)
+    result = json.loads(json.dumps(reptile_sinusoid.run(2, 0.001, None), allow_nan=False))
+    results.check(result)
+    assert result["name"] == reptile_sinusoid.NAME and result["seeds"] == [0, 1]
+    tried = result["config"]["tried"]
+    assert set(tried) == set(reptile_sinusoid.TRIALS)
+    assert sum(tried[result["config"]["chosen"]]) == pytest.approx(min(map(sum, tried.values())), abs=2e-3)
+    for method in ("Reptile", "Reptile, own step size", "MAML", "MAML, own step size"):
+        assert f"5-shot · {method} · after 10" in result["metrics"]
+
+
+def test_a_trial_that_diverges_is_not_chosen(monkeypatch):
+    monkeypatch.setitem(reptile_sinusoid.TRIALS, "wild", replace(reptile_sinusoid.REPTILE, inner_step_size=1e20))
+    piece = reptile_sinusoid.tune("wild", 0.001)
+    assert piece["errors"] == [maml_sinusoid.CEILING] * 2 and "iteration 1" in piece["stopped"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from metarl_lib import supervised_maml as maml
+from metarl_lib import results, supervised_maml as maml
+from metarl_lib.experiments import maml_sinusoid
 from metarl_lib.nets import mlp
 from metarl_lib.sinusoids import Examples, Sinusoids
 from metarl_lib.types import Params, index_tasks
@@ -478,3 +480,58 @@ def test_an_unknown_parameter_cannot_be_adapted():
         list(maml.train(Sinusoids(), replace(TINY, adapted=("weight_9",))))
     with pytest.raises(ValueError, match="adapted names 'weight_9', which is no parameter"):
         maml.adapt(start(), 0.1, examples(1)[0], adapted=("weight_9",))
+
+
+# --- the full-size run, made small ------------------------------------------------------------------------------------
+
+
+def test_the_experiment_gives_a_result_of_the_one_form(monkeypatch):
+    monkeypatch.setattr(
+        maml_sinusoid, "run_pieces", lambda work, pieces, *_: [work(*piece) | {"cpu_seconds": 1.0} for piece in pieces]
+    )
+    result = json.loads(json.dumps(maml_sinusoid.run(2, 0.001, None), allow_nan=False))
+    results.check(result)
+    assert result["name"] == maml_sinusoid.NAME and result["seeds"] == [0, 1]
+    assert len(result["metrics"]) == 15 * 3 * 5, "rows, settings, four numbers of steps and the share made worse"
+    metrics = result["metrics"]
+    assert metrics["5-shot · MAML · after 1"]["published"] == 0.67
+    assert metrics["5-shot · pretraining, own step size · after 10"]["published"] == 2.19
+    assert metrics["10-shot · MAML · after 1"]["published"] is None
+    for setting in maml_sinusoid.SETTINGS:
+        fixed, own = (metrics[f"{setting} · pretraining, {which} · after 0"] for which in ("α 0.01", "own step size"))
+        assert fixed == own, "before the first step there is no step size"
+    for label, curve in result["curves"].items():
+        if not label.startswith("training"):
+            assert [round(sum(of_k) / 2, 2) for of_k in zip(*curve, strict=True)][5] == pytest.approx(
+                metrics[f"{label} · after 5"]["value"], abs=0.01
+            )
+
+
+def test_errors_are_on_tasks_that_are_a_seeds_own_and_the_same_for_every_method():
+    theta = maml.init(1, generator())
+    first, again, other = (maml_sinusoid.errors(theta, 0.01, "5-shot", 3, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    blind = {**theta, "weight_0": torch.cat((theta["weight_0"], torch.zeros(1, 2, 40)), 1)}  # sees the task and ignores it
+    seeing = maml_sinusoid.errors(blind, 0.01, "5-shot", 3, 0, observe_task=True)
+    torch.testing.assert_close(seeing[0], first[0])
+    validation = maml_sinusoid.errors(theta, 0.01, "5-shot", 3, 0, validation=True)
+    assert not torch.equal(validation[0], first[0])
+
+
+def test_an_error_without_bound_is_counted_at_the_ceiling():
+    diverged = maml_sinusoid.errors(maml.init(1, generator()), 1e8, "5-shot", 3, 0)
+    assert (diverged[-1] == maml_sinusoid.CEILING).all() and (diverged[0] < 100).all()
+
+
+def test_the_parameter_mean_is_that_of_networks_that_know_their_own_task(monkeypatch):
+    monkeypatch.setattr(maml_sinusoid, "NETWORKS", 4)
+    config = replace(maml_sinusoid.METHODS["parameter mean"], iterations=1500)
+    mean, _, losses = maml_sinusoid.parameter_mean(config, 2, 1.0)
+    assert max(losses[0]) < 0.5 and all(p.shape[0] == 2 for p in mean.values())
+    task = Sinusoids().sample_tasks(4, maml_sinusoid.generator_for(40_000, 1))
+    for log in maml.train(maml_sinusoid.Fixed(task=task), replace(config, learners=4, seed=1)):  # noqa: B007
+        pass
+    for name, p in log.params.items():
+        torch.testing.assert_close(mean[name][1], p.mean(0))
+    x = torch.linspace(-5, 5, 50).expand(4, 50)[..., None]
+    assert maml.squared_error(maml.apply(log.params, x), Sinusoids().function(task, x)).max() < 1

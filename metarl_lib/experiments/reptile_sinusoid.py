@@ -1,0 +1,115 @@
+"""Reptile on the sinusoids of MAML :cite:p:`nichol2018first`, beside MAML itself.
+
+Reptile has settings of its own, and no published figure for this problem: its number of inner steps, their step size, their
+optimiser and the examples they share were chosen from ``TRIALS`` by the error on validation tasks, five examples each, after
+``STEPS`` steps of the trial's own best step size, averaged over two seeds that take no part in the result. What was chosen
+trains five seeds and adapts to the test tasks of :mod:`~metarl_lib.experiments.maml_sinusoid`, by the same gradient steps on all
+of the examples: with the step size of its training and with its own best. MAML's figures are computed on the same tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import results
+from ..reptile import Config, train
+from ..sinusoids import Sinusoids
+from ..types import Params
+from . import Progress, run_pieces
+from .maml_sinusoid import CEILING, MAML, SEEDS, SETTINGS, STEPS, fine_tuned, metrics_of, one, pieces, validated
+
+NAME = "reptile-sinusoid"
+TUNING_SEEDS, TUNING_ITERATIONS = 2, 5000
+REPTILE = Config(iterations=30_000, inner_steps=10, inner_step_size=0.02)
+TRIALS = {
+    "k 5, α 0.02": replace(REPTILE, inner_steps=5),
+    "k 10, α 0.01": replace(REPTILE, inner_step_size=0.01),
+    "k 10, α 0.02": REPTILE,
+    "k 10, α 0.03": replace(REPTILE, inner_step_size=0.03),
+    "k 20, α 0.02": replace(REPTILE, inner_steps=20),
+    "k 20, α 0.03": replace(REPTILE, inner_steps=20, inner_step_size=0.03),
+    "k 10, α 0.02, 50 examples": replace(REPTILE, shots=50),
+    "k 20, α 0.02, 50 examples": replace(REPTILE, inner_steps=20, shots=50),
+    "k 10, α 0.02, minibatches of 5 of 10": replace(REPTILE, shots=10, minibatch=5),
+    "k 10, α 0.003, Adam": replace(REPTILE, optimizer="adam", inner_step_size=0.003),
+    "k 10, α 0.01, Adam": replace(REPTILE, optimizer="adam"),
+}
+
+
+def trained(config: Config) -> tuple[Params, list[list[float]]]:
+    """θ of every seed, leaves ``[seed, ...]``, and the training loss of each in 50 stretches, ``[stretch][seed]``."""
+    losses = []
+    for log in train(Sinusoids(), config):
+        losses.append(log.loss)
+    stretches = torch.stack(losses).tensor_split(min(50, len(losses)))
+    return log.params, [[round(loss, 3) for loss in stretch.mean(0).tolist()] for stretch in stretches]
+
+
+def tune(label: str, scale: float) -> dict[str, Any]:
+    """Error on validation tasks after ``STEPS`` steps of each tuning seed, for one of ``TRIALS``."""
+    iterations = max(1, round(TUNING_ITERATIONS * scale))
+    config = replace(TRIALS[label], iterations=iterations, learners=TUNING_SEEDS, seed=1000)
+    try:
+        params, _ = trained(config)
+    except FloatingPointError as error:
+        return {"errors": [CEILING] * TUNING_SEEDS, "stopped": str(error)}
+    by_seed = (validated(one(params, i), "5-shot", 1000 + i, scale) for i in range(TUNING_SEEDS))
+    return {"errors": [errors[:, STEPS].min().item() for errors in by_seed]}
+
+
+def measure(label: str, seeds: int, scale: float) -> dict[str, Any]:
+    """Train all seeds with the settings of one trial, for longer, and measure each on held-out tasks."""
+    config = configured(label, seeds, scale)
+    params, training = trained(config)
+    tests = []
+    for seed in range(seeds):
+        by_setting = [fine_tuned("Reptile", one(params, seed), config.inner_step_size, s, seed, scale) for s in SETTINGS]
+        tests.append([tested for rows in by_setting for tested in rows])
+    return {"training": training, "tests": tests}
+
+
+def configured(label: str, seeds: int, scale: float) -> Config:
+    return replace(TRIALS[label], iterations=max(1, round(REPTILE.iterations * scale)), learners=seeds)
+
+
+def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
+    """The result, in the form of :mod:`metarl_lib.results`."""
+    seeds = SEEDS if seeds is None else seeds
+    digest = hashlib.sha256(repr((TRIALS, TUNING_ITERATIONS, SETTINGS, scale)).encode()).hexdigest()[:8]
+    folder = Path("runs") / f"{NAME}-{digest}"
+    trials = run_pieces(tune, [(label, scale) for label in TRIALS], folder / "tuning", progress)
+    tuned = {label: trial["errors"] for label, trial in zip(TRIALS, trials, strict=True)}
+    chosen = min(tuned, key=lambda label: sum(tuned[label]))
+    (reptile,) = run_pieces(measure, [(chosen, seeds, scale)], folder, progress)
+    maml = pieces(["MAML"], seeds, scale, progress)["MAML"]
+    metrics, curves, step_sizes = {}, {"training · Reptile": reptile["training"]}, {}
+    for rows in [*zip(*reptile["tests"], strict=True), *zip(*maml["tests"], strict=True)]:
+        label = rows[0]["label"]
+        metrics |= metrics_of(label, rows)
+        curves[label] = [[round(e, 3) for e in of_seed["errors"]] for of_seed in rows]
+        if "step sizes" in rows[0]:
+            step_sizes[label] = [of_seed["step sizes"] for of_seed in rows]
+    return {
+        "name": NAME,
+        "title": "Reptile on sinusoids, beside MAML",
+        "command": f"python -m metarl_lib reproduce {NAME}",
+        "seeds": list(range(seeds)),
+        "config": {
+            "Reptile": asdict(configured(chosen, seeds, scale)),
+            "MAML": asdict(replace(MAML, learners=seeds, iterations=round(MAML.iterations * scale))),
+            "chosen": chosen,
+            "tried": {label: [round(error, 3) for error in errors] for label, errors in tuned.items()},
+            "iterations of each trial": TUNING_ITERATIONS,
+            "step sizes chosen after 1, 5, 10 steps, by seed": step_sizes,
+        },
+        "versions": results.versions(),
+        "hardware": results.hardware(),
+        "cpu_seconds": sum(piece["cpu_seconds"] for piece in [*trials, reptile, maml]),
+        "metrics": metrics,
+        "curves": curves,
+    }
