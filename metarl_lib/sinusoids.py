@@ -186,8 +186,8 @@ class SinusoidsOrLines:
             low, high = getattr(self, name)
             u = uniform(n, generator)
             if split == "ood":
-                sign = torch.where(uniform(n, generator) < 0.5, torch.sign(torch.tensor(low or high)), 1.0)
-                values[name] = (sign * high * (1.5 - u / 2)).to(self.dtype)
+                below = (uniform(n, generator) < 0.5) & (low < 0)
+                values[name] = (torch.where(below, -high, high) * (1.5 - u / 2)).to(self.dtype)
             else:
                 u = interleaved(n, generator, split) if name in ("phase", "slope") else u
                 values[name] = between(low, high, u).to(self.dtype)
