@@ -6,8 +6,9 @@ task's error is its mean squared error at 100 other inputs.
 
 - **MAML**: one inner step, α = 0.01, five examples and five queries a task. **Ten-shot MAML** is the paper's text to the letter:
   trained with ten of each, and tested with five all the same. The paper's Table 2 does not say which of the two it shows.
-- What is left of MAML when it is first-order, or ANIL, whose inner steps move the last layer alone; and what it becomes with
-  step sizes that are learned, or with five inner steps (fewer iterations of them, for about the same computation).
+- What is left of MAML when only the last layer adapts in the tests, or in training too (**ANIL**), or when it is
+  **first-order**; and what it becomes with step sizes that are learned, or with five inner steps (fewer iterations of them, for
+  about the same computation).
 - **Pretraining**: one network for all tasks, then fine-tuned.
 - **Parameter mean**: 500 networks, each trained on a task of its own from an initialisation of its own, and their mean
   fine-tuned: the paper's *multi-task, no reg*.
@@ -147,12 +148,16 @@ def one(values: Params | float, seed: int) -> Params | float:
 
 
 def test(method: str, params: Params, step_sizes: Params | float, setting: str, seed: int, scale: float) -> list[dict[str, Any]]:
-    """One seed in one of ``SETTINGS``: a row, or two where fine-tuning is with MAML's α and with its own best."""
-    if method in FINE_TUNED:
-        fixed, tuned = fine_tuned(method, params, MAML.inner_step_size, setting, seed, scale)
-        return [fixed if method == "MAML" else fixed | {"label": f"{setting} · {method}, α 0.01"}, tuned]
-    n, network = max(2, round(TEST_TASKS * scale)), {"observe_task": method == "oracle", "adapted": METHODS[method].adapted}
-    return [row(setting, method, errors(params, step_sizes, setting, n, seed, **network))]
+    """One seed in one of ``SETTINGS``: a row, or several where it is adapted in several ways."""
+    n = max(2, round(TEST_TASKS * scale))
+    if method not in FINE_TUNED:
+        network = {"observe_task": method == "oracle", "adapted": METHODS[method].adapted}
+        return [row(setting, method, errors(params, step_sizes, setting, n, seed, **network))]
+    fixed, tuned = fine_tuned(method, params, MAML.inner_step_size, setting, seed, scale)
+    if method == "MAML":
+        head = errors(params, MAML.inner_step_size, setting, n, seed, adapted=HEAD)
+        return [fixed, tuned, row(setting, "MAML, only the last layer adapted", head)]
+    return [fixed | {"label": f"{setting} · {method}, α 0.01"}, tuned]
 
 
 def fine_tuned(
