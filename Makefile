@@ -35,7 +35,7 @@ serve: book  ## show the book on localhost
 test: $(READY)  ## ruff, every notebook by nbval, every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval $(wildcard chapters) tests
+	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval chapters book tests
 
 notebooks: $(READY)  ## run every chapter again and store its outputs
 	$(BIN)/python book/notebooks.py

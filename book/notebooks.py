@@ -1,7 +1,7 @@
-"""Run chapters from top to bottom and store their outputs: ``python book/notebooks.py chapters/08-cartpole.ipynb``.
+"""Run notebooks from top to bottom and store their outputs: ``python book/notebooks.py chapters/08-cartpole.ipynb``.
 
 Unlike ``jupyter execute``, this writes neither the time of day nor this machine's Python version into the file, so that a
-second run with equal outputs leaves it unchanged. Without arguments it runs every chapter. Each one's wall-clock is printed.
+second run with equal outputs leaves it unchanged. Without arguments it runs every chapter and the page of results. Each one's wall-clock is printed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    for path in map(Path, sys.argv[1:] or sorted(CHAPTERS.glob("*.ipynb"))):
+    for path in map(Path, sys.argv[1:] or sorted([*ROOT.glob("chapters/*.ipynb"), *ROOT.glob("book/*.ipynb")])):
         start = time.perf_counter()
         try:
             run(path)
