@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarl_lib import matching
+from metarl_lib import matching, results
+from metarl_lib.experiments import few_shot_glyphs as experiment
 from metarl_lib.glyphs import Glyphs
 from metarl_lib.matching import Config, consolidate, empty, log_attention, log_read, mark_read, read, write
 from metarl_lib.sinusoids import Examples
@@ -467,3 +468,81 @@ def test_training_stops_at_a_picture_that_is_not_a_number():
 def test_a_bad_setting_is_named(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         replace(TINY, **change)
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+
+
+def test_every_method_draws_the_same_number_of_training_pictures(monkeypatch):
+    drawn = []
+
+    class Counted(Glyphs):
+        def draw(self, letters: Tensor, generator: torch.Generator) -> Tensor:
+            drawn[-1] += letters.numel()
+            return super().draw(letters, generator)
+
+    monkeypatch.setattr(experiment, "Glyphs", Counted)
+    for method, config in experiment.METHODS.items():
+        networks, total = [(way or 20, shots or 1) for name, way, shots in experiment.PIECES if name == method], 0
+        for way, shots in networks:
+            planned = experiment.planned(method, config, way, shots, 1, experiment.PICTURES // len(networks), seed=0)
+            drawn.append(0)
+            next(experiment.train(method, planned, way))
+            total += drawn[-1] * planned.iterations
+        assert 0.995 * experiment.PICTURES < total <= experiment.PICTURES, (method, total)
+
+
+def test_a_head_that_starts_at_zero_prefers_no_label():
+    params = experiment.init(5, 2, generator())
+    assert not experiment.classify(params, draw(2, 3, 400, dtype=torch.float32)).any()
+
+
+def test_accuracy_is_measured_on_the_same_tasks_for_every_method():
+    asked = []
+
+    def answer(support, query, way):
+        asked.append(query)
+        return torch.zeros(query.shape[:2], dtype=torch.int64)
+
+    for _ in range(2):
+        assert experiment.accuracy(answer, 5, 1, "test", learners=2, tasks=30) == [20.0, 20.0]
+    assert [len(query) for query in asked] == [50, 10, 50, 10]
+    assert torch.equal(asked[0], asked[2]) and torch.equal(asked[1], asked[3])
+
+
+def test_a_memory_with_room_for_all_forgets_nothing_whatever_the_rule():
+    config = matching.Config()
+    params = matching.init(2, generator(), 20, config)
+    lives = {
+        (capacity, rule): torch.tensor(experiment.lifetime(params, config, capacity, rule))
+        for capacity in (20, 200)
+        for rule in experiment.RULES
+    }
+    least_recent, first = (lives[200, rule] for rule in experiment.RULES)
+    assert torch.equal(least_recent, first)
+    for rule in experiment.RULES:
+        small = lives[20, rule]
+        assert torch.equal(small[:, :20], first[:, :20]), "until it is full nothing is forgotten"
+        assert small[:, 60:].mean() < first[:, 60:].mean()
+    assert first[:, 0].tolist() == [100, 100], "the only letter it knows"
+
+
+def test_the_experiment_runs_small(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"PICTURES": 4000, "TEST_TASKS": 2, "VALIDATION_TASKS": 2, "CHECKPOINTS": 2, "CAPACITIES": (20,)}.items():
+        monkeypatch.setattr(experiment, name, value)
+    monkeypatch.setattr(experiment, "STEPS", {"MAML": (1, 2), "Reptile": (5,)})
+    monkeypatch.setattr(experiment, "TRIALS", {method: settings[:1] for method, settings in experiment.TRIALS.items()})
+
+    def in_this_process(work, pieces, folder, progress):
+        return [work(*piece) | {"cpu_seconds": 1.0} for piece in pieces]
+
+    monkeypatch.setattr(experiment, "run_pieces", in_this_process)
+    result = experiment.run(2, 1.0, lambda done, total, what: None)
+    results.save(result, tmp_path / f"{experiment.NAME}.json")
+    methods = [experiment.PIXELS, *experiment.METHODS]
+    cells = [f"{way}-way {shots}-shot" for way in (5, 20) for shots in (1, 5)]
+    expected = [f"{split}{cell} · {method}" for split in ("", "ood · ") for cell in cells for method in methods]
+    assert list(result["metrics"]) == [*expected, *(f"lifelong · capacity 20 · {rule}" for rule in experiment.RULES)]
+    assert all(0 <= metric["value"] <= 100 and metric["n"] == 2 for metric in result["metrics"].values())
+    assert set(result["config"]["gradient steps at test time"]) == {f"{c} · {m}" for c in cells for m in ("MAML", "Reptile")}
