@@ -166,3 +166,23 @@ def test_every_picture_says_what_it_shows(visits):
                 f"{page}: the alternative text of {source} is a file's name"
             )
         assert all(visit.shown["drawings"]), f"{page}: a drawing has neither aria-label nor title"
+
+
+def test_every_control_of_an_explorable_figure_changes_its_picture(browser, served):
+    explorable = [page for page in PAGES if 'class="mrl-explore"' in (SITE / page).read_text(encoding="utf-8")]
+    assert explorable
+    for name in explorable:
+        page = browser.new_page(viewport={"width": 360, "height": 800})
+        page.goto(f"{served}/{name}")
+        for figure in page.locator(".mrl-explore").all():
+            shown = figure.locator(".pictures > div:not([hidden])")
+            for control in figure.locator(".controls [data-n]").all():
+                before = shown.inner_html()
+                if control.evaluate("control => control.tagName") == "SELECT":
+                    index = int(control.evaluate("control => control.selectedIndex"))
+                    control.select_option(index=index - 1 if index else 1)
+                else:
+                    control.press("ArrowLeft" if control.input_value() == control.get_attribute("max") else "ArrowRight")
+                assert shown.count() == 1 and shown.is_visible()
+                assert shown.inner_html() != before, f"{name}: {control.get_attribute('data-values')}"
+        page.close()
