@@ -22,6 +22,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
+from matplotlib import ft2font
 from matplotlib.ft2font import FT2Font
 from torch import Tensor
 from torch.nn import functional
@@ -36,6 +37,7 @@ ALPHABETS = {  # by the beginning of their letters' names in Unicode
 }
 FONTS = {"train": "DejaVuSans", "validation": "DejaVuSans", "test": "DejaVuSans", "ood": "DejaVuSerif"}
 RESEMBLANCE = 0.93  # cosine of two drawings, blurred a little, from which one of the letters is left out
+_NO_HINTING = ft2font.LoadFlags.NO_HINTING if hasattr(ft2font, "LoadFlags") else ft2font.LOAD_NO_HINTING  # before matplotlib 3.10
 CANVAS, LETTER = 32, 22  # pixels: the side of a stored drawing, and the longer side of the letter in its middle
 
 
@@ -68,7 +70,7 @@ def _collect() -> tuple[tuple[Letter, ...], Tensor]:
     drawings, directions = torch.empty(0, CANVAS, CANVAS), torch.empty(0, CANVAS**2)
     for split, alphabets in ALPHABETS.items():
         font = FT2Font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{FONTS[split]}.ttf"))
-        font.set_size(64, 72)
+        font.set_size(256, 72)  # so large that matplotlib's versions agree on what resembles what
         found = [(alphabet, code) for alphabet in alphabets for code in sorted(font.get_charmap()) if _is_letter(code, alphabet)]
         candidates = torch.stack([_rasterise(font, code) for _, code in found])
         blurred = functional.avg_pool2d(candidates[:, None], 3, stride=1, padding=1).flatten(1)
@@ -96,7 +98,7 @@ def _is_letter(code: int, alphabet: str) -> bool:
 def _rasterise(font: FT2Font, code: int) -> Tensor:
     """A letter, 0 for paper and 1 for ink, in the middle of its canvas, its longer side :data:`LETTER` pixels."""
     font.clear()
-    font.set_text(chr(code))
+    font.set_text(chr(code), flags=_NO_HINTING)
     font.draw_glyphs_to_bitmap(antialiased=True)
     ink = torch.from_numpy(np.asarray(font.get_image()).astype(np.float32) / 255)
     rows, columns = ((ink > 0.5).any(axis).nonzero() for axis in (1, 0))
