@@ -205,9 +205,9 @@ def lifetime(params: Params, config: matching.Config, capacity: int, rule: str) 
     return (100 * torch.stack(right, 1)).tolist()
 
 
-def tune(method: str, trial: int, scale: float) -> dict[str, Any]:
+def tune(method: str, i: int, scale: float) -> dict[str, Any]:
     """Accuracy of one of ``TRIALS`` on validation letters with one shot, 5-way and 20-way averaged."""
-    setting, networks = replace(METHODS[method], **TRIALS[method][trial]), sum(name == method for name, *_ in PIECES)
+    setting, networks = replace(METHODS[method], **TRIALS[method][i]), sum(name == method for name, *_ in PIECES)
     pictures, tasks = round(PICTURES * scale * TUNING_SHARE / networks), max(1, round(VALIDATION_TASKS * scale))
     scores = []
     for ways in ((5,), (20,)) if method in STEPS else (WAYS,):
@@ -225,12 +225,15 @@ def tune(method: str, trial: int, scale: float) -> dict[str, Any]:
 def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
     """The result, in the form of :mod:`metarl_lib.results`."""
     seeds = SEEDS if seeds is None else seeds
-    digest = hashlib.sha256(repr((METHODS, PICTURES, TEST_TASKS, CAPACITIES)).encode()).hexdigest()[:8]
-    folder = Path("runs") / f"{NAME}-{digest}"
+    settings = {method: [replace(METHODS[method], **trial) for trial in trials] for method, trials in TRIALS.items()}
+    folder, tuning = (
+        Path("runs") / f"{NAME}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
+        for what in ((METHODS, PICTURES, TEST_TASKS, CAPACITIES), (settings, PICTURES))
+    )
     pieces = [(*piece, seeds, scale) for piece in PIECES]
     done = dict(zip(PIECES, run_pieces(measure, pieces, folder, progress), strict=True))
-    trials = [(method, trial, scale) for method, settings in TRIALS.items() for trial in range(len(settings))]
-    tuned = dict(zip(trials, run_pieces(tune, trials, folder / "tuning", progress), strict=True))
+    trials = [(method, i, scale) for method in TRIALS for i in range(len(TRIALS[method]))]
+    tuned = dict(zip(trials, run_pieces(tune, trials, tuning, progress), strict=True))
 
     metrics, curves = {}, {}
     for (method, way, shots), piece in done.items():
@@ -261,8 +264,8 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
                 if key[0] in STEPS
             },
             "tuning": {
-                method: {str(setting): tuned[method, trial, scale]["accuracy"] for trial, setting in enumerate(settings)}
-                for method, settings in TRIALS.items()
+                method: {str(trial): tuned[method, i, scale]["accuracy"] for i, trial in enumerate(trials)}
+                for method, trials in TRIALS.items()
             },
             "on Omniglot, other data, in per cent 5w1s, 5w5s, 20w1s, 20w5s": OMNIGLOT,
         },
