@@ -397,7 +397,7 @@ def test_no_learner_has_a_part_in_anothers_loss():
     "change", [{}, {"similarity": "euclidean"}, {"similarity": "euclidean", "memory": "prototypes"}, {"full_context": True}]
 )
 def test_a_short_training_beats_pixels_on_alphabets_it_has_not_seen(change):
-    config = Config(iterations=50, shots=1, channels=(8, 16), embedding=16, step_size=1e-2, **change)
+    config = Config(iterations=60, tasks=8, shots=1, channels=(8, 16), embedding=16, step_size=1e-2, **change)
     world = Glyphs(way=5, size=12)
     *_, last = matching.train(world, config)
     task = world.sample_tasks(100, generator(), "test")
