@@ -13,13 +13,14 @@ from torch import Tensor
 
 
 class Transitions(NamedTuple):
-    """Single steps, of any episodes and in any order."""
+    """What was seen of the world, of any episodes and in any order."""
 
     observation: Tensor  # [learner, n, observation]
     action: Tensor  # [learner, n], or [learner, n, action] where it is continuous
     reward: Tensor  # [learner, n]
     next_observation: Tensor  # [learner, n, observation], the one reached, before any reset
     terminated: Tensor  # [learner, n] bool: nothing follows; not set where the clock cut the episode short
+    steps: Tensor | int = 1  # [learner, n] int64, from observation to next_observation; reward sums theirs
 
 
 class Replay:
@@ -53,6 +54,7 @@ class Replay:
             reward=empty(),
             next_observation=empty(observation_size),
             terminated=empty(dtype=torch.bool),
+            steps=empty(dtype=torch.int64),
         )
         self._first_row = torch.arange(learners, device=device)[:, None] * capacity  # of each learner, in the flattened memory
         self._next, self._size = 0, 0
@@ -61,9 +63,19 @@ class Replay:
         """Transitions of each learner, at most ``capacity``."""
         return self._size
 
-    def add(self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor, terminated: Tensor) -> None:
-        """Store one transition of every environment, ``[learner, env, ...]``."""
-        new = Transitions(observation, action, reward, next_observation, terminated)
+    def add(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        next_observation: Tensor,
+        terminated: Tensor,
+        steps: Tensor | None = None,
+    ) -> None:
+        """Store one transition of every environment, ``[learner, env, ...]``; without ``steps`` each is a single step."""
+        if steps is None:
+            steps = torch.ones_like(terminated, dtype=torch.int64)
+        new = Transitions(observation, action, reward, next_observation, terminated, steps)
         n = reward.shape[-1]
         if n > self.capacity:
             raise ValueError(f"capacity must hold the {n} transitions that are added at once, got {self.capacity}")

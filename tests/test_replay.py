@@ -10,7 +10,7 @@ def step_of(time, learners=2, envs=1):
     env = torch.arange(envs).expand(learners, envs)
     stamp = 10_000 * learner + 100 * time + env
     observation = torch.stack((stamp, stamp + 0.25), -1)
-    return Transitions(observation, stamp, stamp + 0.5, observation + 100, stamp % 3 == 0)
+    return Transitions(observation, stamp, stamp + 0.5, observation + 100, stamp % 3 == 0, stamp % 5)
 
 
 def stamps(replay, learner):
@@ -45,12 +45,13 @@ def test_the_fields_of_a_transition_stay_together():
     for time in range(9):
         replay.add(*step_of(time, learners=3, envs=2))
     drawn = replay.sample(500, generator)
-    assert [tuple(leaf.shape) for leaf in drawn] == [(3, 500, 2), (3, 500), (3, 500), (3, 500, 2), (3, 500)]
+    assert [tuple(leaf.shape) for leaf in drawn] == [(3, 500, 2), (3, 500), (3, 500), (3, 500, 2), (3, 500), (3, 500)]
     stamp = drawn.action
     assert torch.equal(stamp // 10_000, torch.arange(3)[:, None].expand(3, 500))  # every learner its own
     assert torch.equal(drawn.observation, torch.stack((stamp, stamp + 0.25), -1))
     assert torch.equal(drawn.next_observation, drawn.observation + 100)
     assert torch.equal(drawn.reward, stamp + 0.5)
+    assert torch.equal(drawn.steps, stamp % 5)
     assert torch.equal(drawn.terminated, stamp % 3 == 0) and drawn.terminated.dtype == torch.bool
 
 
@@ -92,6 +93,7 @@ def test_continuous_actions_and_types():
     replay.add(torch.zeros(2, 1, 3), actions, nothing, torch.ones(2, 1, 3), nothing.bool())
     drawn = replay.sample(6, torch.Generator().manual_seed(0))
     assert torch.equal(drawn.action, actions.detach().expand(2, 6, 2)) and not drawn.action.requires_grad
+    assert torch.equal(drawn.steps, torch.ones(2, 6, dtype=torch.int64))
     assert drawn.action.dtype == drawn.observation.dtype == drawn.reward.dtype == torch.float64
 
 
