@@ -281,7 +281,7 @@ def update(
     return float(torch.stack(entropies).mean())
 
 
-def train(world: World, config: Config) -> Iterator[tuple[Log]]:
+def train(world: World, config: Config) -> Iterator[Log]:
     """Train over trials on new tasks, yielding a :class:`Log` after every iteration.
 
     The policy that is trained is that of ``Policy(world, config, generator)``; ``log.params`` are its parameters. Raises

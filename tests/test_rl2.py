@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from metarl_lib import rl2
+from metarl_lib import results, rl2
 from metarl_lib.bandits import Bandits, Task, best_expected_reward
+from metarl_lib.experiments import rl2_bandits, rl2_mdp
 from metarl_lib.random_mdps import RandomMDPs
 
 SMALL = rl2.Config(iterations=2, trials=8, trial_steps=6, width=8, minibatches=2)
@@ -157,3 +158,24 @@ def test_nan_stops_it():
 def test_wrong_settings_are_one_clear_sentence(change, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **change)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [rl2_bandits, rl2_mdp])
+def test_the_experiments_run_small(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = dict(trials=8, minibatches=2)
+    for name in ("SHORT", "LONG", "CONFIGS"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, {key: replace(c, **tiny) for key, c in getattr(module, name).items()})
+    monkeypatch.setattr(
+        module, "run_pieces", lambda work, pieces, folder, progress: [work(*p) | {"cpu_seconds": 1.0} for p in pieces]
+    )
+    result = module.run(2, 0.003, lambda *_: None)
+    results.check(result)
+    if module is rl2_bandits:
+        best = result["metrics"]["10 pulls, 5 arms · best possible"]["value"]
+        assert best == pytest.approx(6.660, abs=1e-3)
+        assert result["metrics"]["100 pulls, 5 arms · RL², recurrent"]["published"] == 78.7
+    else:
+        assert result["metrics"]["10 episodes · posterior sampling"]["published"] == 138.1

@@ -48,6 +48,8 @@ EXPERIMENTS = {
     "maml-sinusoid": Experiment("maml_sinusoid", "Five examples of a sinusoid: MAML against pretraining", 20),
     "reptile-sinusoid": Experiment("reptile_sinusoid", "Reptile on sinusoids, beside MAML", 12),
     "few-shot-glyphs": Experiment("few_shot_glyphs", "Few-shot recognition of letters from unseen alphabets", 13),
+    "rl2-bandits": Experiment("rl2_bandits", "RL² on bandits: what exploration is worth", 15),
+    "rl2-mdp": Experiment("rl2_mdp", "RL² on random decision processes, against posterior sampling", 10),
     "maml-cartpole": Experiment("maml_cartpole", "MAML on CartPole: adaptation on held-out tasks", 40),
 }
 
