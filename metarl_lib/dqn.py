@@ -9,13 +9,17 @@ values move towards Q-learning's target,
 
 with y = r where the episode terminated. θ⁻ is the *target network*: it follows θ at a distance, so that a target does not
 move with every step towards it. Double DQN lets one network choose the action and the other value it, since a maximum over
-noisy values is too high: :math:`y = r + \\gamma \\, Q_{\\theta^-}(s', \\operatorname{argmax}_{a'} Q_\\theta(s', a'))`. The policy that
-acts is ε-greedy in :math:`Q_\\theta`.
+noisy values is too high:
+
+.. math::
+    y = r + \\gamma \\, Q_{\\theta^-} \\big( s', \\operatorname{argmax}_{a'} Q_\\theta(s', a') \\big)
+
+The policy that acts is ε-greedy in :math:`Q_\\theta`.
 
 Where this departs from the papers: a small multilayer perceptron on the state in place of convolutions on pixels; Adam in place
 of RMSProp, its step size falling to zero; a squared error, not cut off at ±1; θ⁻ may be a running average of θ
-:cite:p:`lillicrap2016continuous` in place of a copy made now and then; r may be the discounted sum of the next n rewards and s' the
-state after them :cite:p:`hessel2018rainbow`, without correcting for actions that the policy would not take today; several
+:cite:p:`lillicrap2016continuous` in place of a copy made now and then; r may be the discounted sum of the next n rewards and s'
+the state after them :cite:p:`hessel2018rainbow`, without correcting for actions that the policy would not take today; several
 environments in lockstep fill one memory; an episode that the clock cut short is bootstrapped :cite:p:`pardo2018time`.
 """
 
@@ -190,7 +194,8 @@ def targets(net: QNet, params: Params, target_params: Params, batch: Transitions
             value = q_next.gather(-1, best[..., None]).squeeze(-1)
         else:
             value = q_next.amax(-1)
-        return batch.reward + config.discount**batch.steps * value * ~batch.terminated
+        discount = config.discount ** batch.steps.to(value.dtype)
+        return batch.reward + discount * value * ~batch.terminated
 
 
 def losses(net: QNet, params: Params, target_params: Params, batch: Transitions, config: Config) -> Tensor:
