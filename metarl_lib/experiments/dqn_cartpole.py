@@ -49,8 +49,8 @@ PEER = "Stable-Baselines3"
 TRIED = (
     "On seeds from 1000 on, twenty learners at a time, 50,000 steps: squared and Huber loss; targets of 1, 3, 5 and 10 rewards; "
     "τ from 0.005 to 0.1, and a copy every 10 updates; step sizes of 0.001, 0.002 and 0.0023; batches of 64 and 128; 4 and 8 "
-    "updates; two scalings of the observation, and none; rewards times 1, 0.1 and 0.01; γ of 0.98 and 0.99; a final ε of 0.04 and "
-    "0.1; 64 and 128 units; tanh; biases from zero; targets cut off at 100. Not every combination: about thirty. What is run here "
+    "updates; two scalings of the observation, and none; rewards times 1, 0.1 and 0.01; γ 0.98 and 0.99; a final ε of 0.04 and "
+    "0.1; 64 and 128 units; tanh; biases from zero; targets cut off at 100; about thirty combinations. What is run here "
     "solved 19 of the 20. The variants have its settings, not their own best."
 )
 CHECKPOINTS = 20
