@@ -4,8 +4,8 @@ Both train for the same number of environment steps a seed, in the same process,
 configuration of its experiment, Stable-Baselines3 the settings of its zoo. CPU-seconds of training alone, evaluation and
 imports left out. ``--scale 0.1`` is a quick look: short runs begin with steps in which nothing is learnt yet.
 
-An entry is a function of the scale that gives what to train: ``train``, a world, a configuration. It is compared with the algorithm
-of its name in ``metarl_lib/experiments/peers.py``.
+An entry is a function of the scale that gives what to train: ``train``, a world, a configuration. It is compared with the
+algorithm of its name in ``metarl_lib/experiments/peers.py``.
 """
 
 from __future__ import annotations
