@@ -427,7 +427,7 @@ def test_the_experiment_gives_a_result_of_the_one_form(monkeypatch):
     monkeypatch.setattr(dqn_cartpole, "run_pieces", run_pieces)
     result = dqn_cartpole.run(2, 0.5, None)
     results.check(json.loads(json.dumps(result, allow_nan=False)))
-    assert result["name"] == "dqn-cartpole" and result["cpu_seconds"] == 7 * 1 + 2 * 4
+    assert result["name"] == "dqn-cartpole" and result["cpu_seconds"] == 11 * 1 + 2 * 4
     assert result["config"]["double DQN"]["env_steps"] == 160
     assert result["config"]["without either"] == {"replay": False, "target_step": 1.0}
     metrics = result["metrics"]
@@ -436,4 +436,4 @@ def test_the_experiment_gives_a_result_of_the_one_form(monkeypatch):
     assert metrics["Stable-Baselines3 · seeds at 475 or more"]["value"] == 1
     assert metrics["DQN · seeds at 475 or more"]["value"] == 0
     assert metrics["Stable-Baselines3 · training, one seed"]["value"] == 3
-    assert len(result["curves"]["DQN · return"]) == 2 == len(result["curves"]["environment steps"])
+    assert len(result["curves"]["DQN · return · mean"]) == 2 == len(result["curves"]["environment steps"])

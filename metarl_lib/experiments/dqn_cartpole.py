@@ -1,9 +1,11 @@
 """DQN on CartPole-v1: double and plain, what each of its parts buys, and Stable-Baselines3 beside it.
 
-Each variant trains ten seeds in one pass, for 50,000 steps each. The greedy policy that a seed ends with plays 100 episodes in
-Gymnasium's own environment; Gymnasium calls the task solved at a mean of 475. Stable-Baselines3
-:cite:p:`raffin2021stable` trains the same number of seeds for the same number of steps with the settings of its zoo, one
-at a time.
+Each variant trains ten seeds in one pass, for 50,000 steps each, and differs from the first, double DQN with targets of three
+rewards, in what its name says. The parts are taken away from the same agent with the papers' one-step targets too.
+
+The greedy policy that a seed ends with plays 100 episodes in Gymnasium's own environment; Gymnasium calls the task solved at a
+mean of 475. Stable-Baselines3 :cite:p:`raffin2021stable` trains the same number of seeds for the same number of steps with the
+settings of its zoo, one at a time.
 
 Through training, and at its end, the greedy policy's values are set beside what it earns: the mean of max Q over the
 states that it visits in its first 500 steps, and the mean discounted return from those states on. Both have the clock's
@@ -35,15 +37,20 @@ from . import Progress, peers, run_pieces
 NAME = "dqn-cartpole"
 SEEDS, EPISODES, SOLVED, LIMIT = 10, 100, 475, 500
 CONFIG = Config(observation_scale=(1.0, 0.5, 5.0, 0.5))
+ONE_STEP = replace(CONFIG, return_steps=1)
 NO_TARGET_NETWORK = dict(target_step=1.0, target_every=1)
 VARIANTS = {
     "double DQN": CONFIG,
     "DQN": replace(CONFIG, double=False),
-    "one-step targets": replace(CONFIG, return_steps=1),
     "Huber loss": replace(CONFIG, loss="huber"),
     "without target network": replace(CONFIG, **NO_TARGET_NETWORK),
     "without replay": replace(CONFIG, replay=False),
     "without either": replace(CONFIG, replay=False, **NO_TARGET_NETWORK),
+    "one-step double DQN": ONE_STEP,
+    "one-step DQN": replace(ONE_STEP, double=False),
+    "one-step, without target network": replace(ONE_STEP, **NO_TARGET_NETWORK),
+    "one-step, without replay": replace(ONE_STEP, replay=False),
+    "one-step, without either": replace(ONE_STEP, replay=False, **NO_TARGET_NETWORK),
 }
 PEER = "Stable-Baselines3"
 TRIED = (
@@ -116,8 +123,7 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
         metrics |= {f"{variant} · {label}": values for label, values in metrics_of(piece["returns"]).items()}
         metrics |= {f"{variant} · {label}": values for label, values in metrics_of_values(piece["along"][-1]).items()}
         metrics[f"{variant} · training, all seeds in one pass"] = metric(piece["training_seconds"], 1, "CPU-seconds")
-        for curve in ("return", "estimate", "earned"):  # [checkpoint, seed]
-            curves[f"{variant} · {curve}"] = [[round(x, 1) for x in point[curve]] for point in piece["along"]]
+        curves |= {f"{variant} · {label}": values for label, values in curves_of(piece).items()}
     curves["environment steps"] = done["double DQN"]["env_steps"]
     metrics |= {f"{PEER} · {label}": values for label, values in metrics_of([np.mean(p["returns"]) for p in peer]).items()}
     one_seed = interval([p["training_seconds"] for p in peer])
@@ -166,6 +172,16 @@ def metrics_of(returns: list[float]) -> dict[str, Any]:
         "worst seed": metric(min(returns), n, "return an episode"),
         f"seeds at {SOLVED} or more": metric((solved / n, *share), n, "of the seeds"),
     }
+
+
+def curves_of(piece: dict[str, Any]) -> dict[str, list[float]]:
+    """By checkpoint: the greedy return with its interval, and means over seeds of what is expected and what is earned; and
+    by seed, the final return."""
+    mean, low, high = interval([point["return"] for point in piece["along"]], axis=1)
+    curves = {"return · mean": mean, "return · low": low, "return · high": np.minimum(high, LIMIT)}
+    curves |= {key: np.mean([point[key] for point in piece["along"]], 1) for key in ("estimate", "earned")}
+    curves["final return by seed"] = np.array(piece["returns"])
+    return {label: values.round(1).tolist() for label, values in curves.items()}
 
 
 def metrics_of_values(point: dict[str, list[float]]) -> dict[str, Any]:
