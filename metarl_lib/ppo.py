@@ -185,7 +185,7 @@ def clipped_objective(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor
 
 
 def value_loss(values: Tensor, targets: Tensor, old_values: Tensor, clip: float = math.inf) -> Tensor:
-    """½ (target − V)² of every transition; with a ``clip``, the larger of that and the loss of V held within ``clip`` of V_old."""
+    """½ (target − V)² of every transition; with a ``clip``, the larger of that and the loss of V held within it of V_old."""
     loss = 0.5 * (values - targets).square()
     if clip < math.inf:
         held = old_values + (values - old_values).clamp(-clip, clip)

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from metarl_lib import dqn
+from metarl_lib import dqn, ppo
 from metarl_lib.cartpole import CartPole
-from metarl_lib.experiments import dqn_cartpole, peers
+from metarl_lib.experiments import dqn_cartpole, peers, ppo_cartpole
 
 
 def dqn_on_cartpole(scale: float) -> tuple[Any, Any, Any]:
@@ -31,7 +31,12 @@ def dqn_on_cartpole(scale: float) -> tuple[Any, Any, Any]:
     )
 
 
-ENTRIES = {"DQN": dqn_on_cartpole}
+def ppo_on_cartpole(scale: float) -> tuple[Any, Any, Any]:
+    config = ppo_cartpole.CONFIG
+    return ppo.train, CartPole("default", max_steps=500), ppo_cartpole.configured(config, config.learners, scale)
+
+
+ENTRIES = {"DQN": dqn_on_cartpole, "PPO": ppo_on_cartpole}
 
 
 def ours(train: Any, world: Any, config: Any) -> float:
