@@ -45,6 +45,7 @@ class Experiment:
 EXPERIMENTS = {
     "cliff-walking": Experiment("cliff_walking", "Cliff walking: three targets, one policy", 1),
     "frozen-lake": Experiment("frozen_lake", "Frozen lake: Q-learning against the exact optimum", 4),
+    "actor-critic-cartpole": Experiment("actor_critic_cartpole", "CartPole-v1: actor-critic and REINFORCE", 4),
     "dqn-cartpole": Experiment("dqn_cartpole", "DQN on CartPole: what its parts buy", 10),
     "maml-sinusoid": Experiment("maml_sinusoid", "Five examples of a sinusoid: MAML against pretraining", 20),
     "reptile-sinusoid": Experiment("reptile_sinusoid", "Reptile on sinusoids, beside MAML", 12),
