@@ -182,6 +182,22 @@ def several_steps(steps: list[Step], discount: float) -> tuple[Step, Tensor]:
     return total, taken
 
 
+def act(net: QNet, params: Params, stream: Stream, epsilon: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Step]:
+    """Take one step in every environment; the observation before it, the action, and the step."""
+    observation = stream.observation
+    with torch.no_grad():
+        greedy = net.act(params, observation)
+    action = epsilon_greedy(greedy, net.actions, epsilon, generator)
+    return observation, action, stream.step(action)
+
+
+def remember(memory: Replay, recent: list[tuple[Tensor, Tensor, Step]], discount: float) -> None:
+    """Store what ``recent``, consecutive results of :func:`act`, is as one transition."""
+    observation, action, _ = recent[0]
+    total, taken = several_steps([step for _, _, step in recent], discount)
+    memory.add(observation, action, total.reward, total.observation, total.terminated, taken)
+
+
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +265,15 @@ def network(world: World, config: Config) -> QNet:
     return QNet(world.observation_size, world.actions, config.hidden, config.observation_scale)
 
 
+def copy_of(params: Params) -> Params:
+    return {name: p.detach().clone() for name, p in params.items()}
+
+
+def adam(leaves: list[Tensor], config: Config) -> torch.optim.Adam:
+    """Adam in one kernel for all parameters, where there is one: on small networks about three times quicker than the default."""
+    return torch.optim.Adam(leaves, config.step_size, fused=leaves[0].device.type in ("cpu", "cuda"))
+
+
 def train(world: World, config: Config) -> Iterator[Log]:
     """Train every learner at once, yielding a :class:`Log` after every iteration; whoever iterates decides when to stop.
 
@@ -257,42 +282,35 @@ def train(world: World, config: Config) -> Iterator[Log]:
     """
     generator = torch.Generator(config.device).manual_seed(config.seed)
     net, stream = network(world, config), Stream(world, config.learners, config.envs, generator)
-    dtype = stream.observation.dtype
-    params = net.init(config.learners, generator, dtype)
-    target_params = {name: p.clone() for name, p in params.items()}
-    leaves = [p.requires_grad_() for p in params.values()]
-    # One kernel for all parameters, where there is one: about three times quicker than Adam's default on small networks.
-    optimizer = torch.optim.Adam(leaves, config.step_size, fused=leaves[0].device.type in ("cpu", "cuda"))
+    params = net.init(config.learners, generator, stream.observation.dtype)
+    target_params = copy_of(params)
+    optimizer = adam([p.requires_grad_() for p in params.values()], config)
     capacity = min(config.memory, config.env_steps)
-    memory = Replay(config.learners, capacity, world.observation_size, device=config.device, dtype=dtype)
-    recent: list[tuple[Tensor, Tensor, Step]] = []  # observation, action and step of the last return_steps steps
+    memory = Replay(config.learners, capacity, net.observation_size, device=config.device, dtype=stream.observation.dtype)
+    recent = []  # the last return_steps results of act
     steps, updates, iteration, started, seen = config.env_steps // config.envs, 0, 1, time.perf_counter(), []
 
     for t in range(1, steps + 1):
-        env_steps, observation = t * config.envs, stream.observation
+        epsilon = epsilon_at((t - 1) * config.envs, config)
         try:
-            epsilon = epsilon_at(env_steps - config.envs, config)
-            with torch.no_grad():
-                greedy = net.act(params, observation)
-            action = epsilon_greedy(greedy, world.actions, epsilon, generator)
-            recent = [*recent, (observation, action, stream.step(action))][-config.return_steps :]
+            recent = [*recent, act(net, params, stream, epsilon, generator)][-config.return_steps :]
             if len(recent) == config.return_steps:
-                total, taken = several_steps([step for _, _, step in recent], config.discount)
-                memory.add(*recent[0][:2], total.reward, total.observation, total.terminated, taken)
+                remember(memory, recent, config.discount)
             if len(memory) >= config.start_steps:
                 optimizer.param_groups[0]["lr"] = config.step_size * (1 - t / steps)
                 seen.append(learn(net, params, target_params, memory, updates, config, optimizer, generator))
                 updates += config.updates
         except FloatingPointError as error:
             raise FloatingPointError(f"iteration {iteration}: {error}") from error
-        if env_steps >= iteration * config.iteration_steps or t == steps:
+        if t * config.envs >= iteration * config.iteration_steps or t == steps:
+            returns = stream.finished_returns()
             yield Log(
                 iteration=iteration,
-                env_steps=env_steps,
-                returns=stream.finished_returns(),
-                params={name: p.detach().clone() for name, p in params.items()},
-                target_params={name: p.clone() for name, p in target_params.items()},
-                loss=torch.stack(seen).mean(0) if seen else torch.full_like(greedy[:, 0], torch.nan, dtype=dtype),
+                env_steps=t * config.envs,
+                returns=returns,
+                params=copy_of(params),
+                target_params=copy_of(target_params),
+                loss=torch.stack(seen).mean(0) if seen else torch.full_like(returns, torch.nan),
                 epsilon=epsilon,
                 seconds=time.perf_counter() - started,
             )
