@@ -93,7 +93,7 @@ def run_training(method: str, config: Config) -> tuple[dict[str, Any], dict[str,
     return params, {"training_seconds": seconds, "reached": reached, "env_steps": logs[-1].env_steps, "columns": columns}
 
 
-DIAGNOSTICS = ("returns", "approx_kl", "clip_fraction", "explained_variance", "ratio_quantiles")
+DIAGNOSTICS = ("returns", "entropy", "approx_kl", "clip_fraction", "explained_variance", "ratio_quantiles")
 
 
 def first_at(returns: np.ndarray, env_steps: list[int]) -> int | None:
