@@ -28,8 +28,8 @@ from . import Progress, run_pieces
 from .maml_sinusoid import CEILING, MAML, SEEDS, SETTINGS, STEPS, fine_tuned, metrics_of, one, pieces, validated
 
 NAME = "reptile-sinusoid"
-TUNING_SEEDS, TUNING_ITERATIONS = 2, 5000
-REPTILE = Config(iterations=30_000, inner_steps=10, inner_step_size=0.02)
+TUNING_SEEDS, TUNING_ITERATIONS = 2, 2000
+REPTILE = Config(iterations=10_000, inner_steps=10, inner_step_size=0.02)
 TRIALS = {
     "k 5, α 0.02": replace(REPTILE, inner_steps=5),
     "k 10, α 0.01": replace(REPTILE, inner_step_size=0.01),
