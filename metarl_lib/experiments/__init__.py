@@ -45,7 +45,7 @@ class Experiment:
 EXPERIMENTS = {
     "cliff-walking": Experiment("cliff_walking", "Cliff walking: three targets, one policy", 1),
     "frozen-lake": Experiment("frozen_lake", "Frozen lake: Q-learning against the exact optimum", 4),
-    "actor-critic-cartpole": Experiment("actor_critic_cartpole", "CartPole-v1: actor-critic and REINFORCE", 4),
+    "actor-critic-cartpole": Experiment("actor_critic_cartpole", "CartPole-v1: actor-critic and REINFORCE", 2),
     "dqn-cartpole": Experiment("dqn_cartpole", "DQN on CartPole: what its parts buy", 10),
     "ppo-cartpole": Experiment("ppo_cartpole", "PPO on CartPole-v1, its details taken away one by one", 6),
     "maml-sinusoid": Experiment("maml_sinusoid", "Five examples of a sinusoid: MAML against pretraining", 20),
