@@ -48,6 +48,7 @@ EXPERIMENTS = {
     "actor-critic-cartpole": Experiment("actor_critic_cartpole", "CartPole-v1: actor-critic and REINFORCE", 2),
     "dqn-cartpole": Experiment("dqn_cartpole", "DQN on CartPole: what its parts buy", 10),
     "ppo-cartpole": Experiment("ppo_cartpole", "PPO on CartPole-v1, its details taken away one by one", 6),
+    "sac-pendulum": Experiment("sac_pendulum", "SAC on Pendulum: what its parts buy", 10),
     "maml-sinusoid": Experiment("maml_sinusoid", "Five examples of a sinusoid: MAML against pretraining", 20),
     "reptile-sinusoid": Experiment("reptile_sinusoid", "Reptile on sinusoids, beside MAML", 12),
     "few-shot-glyphs": Experiment("few_shot_glyphs", "Few-shot recognition of letters from unseen alphabets", 13),
