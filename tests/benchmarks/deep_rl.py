@@ -1,8 +1,9 @@
 """Ten seeds of an agent of ours in one pass, against one seed of Stable-Baselines3: ``python tests/benchmarks/deep_rl.py``.
 
 Both train for the same number of environment steps a seed, in the same process, on one thread, one after the other. Ours has the
-configuration of its experiment, Stable-Baselines3 the settings of its zoo. CPU-seconds of training alone, evaluation and
-imports left out. ``--scale 0.1`` is a quick look: short runs begin with steps in which nothing is learnt yet.
+configuration of its experiment, Stable-Baselines3 the settings of its zoo, except that for SAC it is given our network and batch:
+both make one update a step. CPU-seconds of training alone, evaluation and imports left out. ``--scale 0.1`` is a quick look:
+short runs begin with steps in which nothing is learnt yet.
 
 An entry is a function of the scale that gives what to train: ``train``, a world, a configuration. It is compared with the
 algorithm of its name in ``metarl_lib/experiments/peers.py``.
@@ -17,9 +18,10 @@ from typing import Any
 
 import torch
 
-from metarl_lib import dqn, ppo
+from metarl_lib import dqn, ppo, sac
 from metarl_lib.cartpole import CartPole
-from metarl_lib.experiments import dqn_cartpole, peers, ppo_cartpole
+from metarl_lib.experiments import dqn_cartpole, peers, ppo_cartpole, sac_pendulum
+from metarl_lib.pendulum import Pendulum
 
 
 def dqn_on_cartpole(scale: float) -> tuple[Any, Any, Any]:
@@ -36,7 +38,13 @@ def ppo_on_cartpole(scale: float) -> tuple[Any, Any, Any]:
     return ppo.train, CartPole("default", max_steps=500), ppo_cartpole.configured(config, config.learners, scale)
 
 
-ENTRIES = {"DQN": dqn_on_cartpole, "PPO": ppo_on_cartpole}
+def sac_on_pendulum(scale: float) -> tuple[Any, Any, Any]:
+    config = sac_pendulum.CONFIG
+    return sac.train, Pendulum(), replace(config, env_steps=round(config.env_steps * scale))
+
+
+ENTRIES = {"DQN": dqn_on_cartpole, "PPO": ppo_on_cartpole, "SAC": sac_on_pendulum}
+CHANGES = {"SAC": sac_pendulum.SAME_SIZE}  # in the zoo's settings
 
 
 def ours(train: Any, world: Any, config: Any) -> float:
@@ -47,7 +55,7 @@ def ours(train: Any, world: Any, config: Any) -> float:
 
 
 def theirs(algorithm: str, env_steps: int) -> float:
-    model = peers.make(algorithm, seed=0)
+    model = peers.make(algorithm, seed=0, **CHANGES.get(algorithm, {}))
     started = time.process_time()
     model.learn(env_steps)
     return time.process_time() - started
