@@ -5,8 +5,9 @@ exploration, plays 100 episodes in Gymnasium's own environment. ``METHODS`` are 
 data, the more there is for the clip to hold back: hence two and ten epochs, both with and without it. Treating truncation as
 termination is no option of the library; here a world says so.
 
-Stable-Baselines3, with the settings of its zoo (:mod:`metarl_lib.experiments.peers`), trains one seed at a time. CPU-seconds
-are those of training alone. ``TRIALS`` lists what the settings were chosen from, with seeds that take no part in the result.
+Stable-Baselines3, with the settings of its zoo (:mod:`metarl_lib.experiments.peers`), trains one seed at a time. What the two
+cost is measured apart, one after the other in one process, so that both find the machine equally busy; CPU-seconds are those
+of training alone. ``TRIALS`` lists what the settings were chosen from, with seeds that take no part in the result.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from . import Progress, peers, run_pieces
 
 NAME, TITLE = "ppo-cartpole", "PPO on CartPole-v1, its details taken away one by one"
 SEEDS, EPISODES, SOLVED = 10, 100, 475
+REPETITIONS = 3  # of the measurement of cost
 TUNING_SEED = 1000
 GROUP = 2  # iterations that are averaged to one point of a curve
 CONFIG = Config(observation_scale=policy_for(CartPole("default")).observation_scale)
@@ -111,6 +113,16 @@ def measure(method: str, seeds: int, scale: float) -> dict[str, Any]:
     return piece | {"final": greedy.mean(1).round(2).tolist(), "curves": curves}
 
 
+def cost(repetition: int, seeds: int, scale: float) -> dict[str, Any]:
+    """CPU-seconds of all our seeds in one pass, and of one seed of Stable-Baselines3 right after it."""
+    config = configured(CONFIG, seeds, scale)
+    _, piece = run_training("PPO", config)
+    model = peers.make("PPO", repetition)
+    started = time.process_time()
+    model.learn(config.env_steps)
+    return {"ours": piece["training_seconds"], "theirs": time.process_time() - started}
+
+
 def tune(trial: str, seeds: int, scale: float) -> dict[str, Any]:
     """What one of ``TRIALS`` comes to."""
     _, piece = run_training("PPO", configured(TRIALS[trial], seeds, scale))
@@ -144,6 +156,7 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
     folder = Path("runs") / f"{NAME}-{digest}"
     done = dict(zip(METHODS, run_pieces(measure, [(m, seeds, scale) for m in METHODS], folder, progress), strict=True))
     tried = dict(zip(TRIALS, run_pieces(tune, [(t, seeds, scale) for t in TRIALS], folder / "tuning", progress), strict=True))
+    pairs = run_pieces(cost, [(i, seeds, scale) for i in range(REPETITIONS)], folder / "cost", progress, processes=1)
     peer = run_pieces(peers.measure, [("PPO", seed, scale) for seed in range(seeds)], peers.FOLDER, progress)
     return {
         "name": NAME,
@@ -159,8 +172,8 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
         },
         "versions": results.versions(),
         "hardware": results.hardware(),
-        "cpu_seconds": sum(piece["cpu_seconds"] for piece in [*done.values(), *tried.values()]),
-        "metrics": metrics_of(done, peer),
+        "cpu_seconds": sum(piece["cpu_seconds"] for piece in [*done.values(), *tried.values(), *pairs]),
+        "metrics": metrics_of(done, peer) | cost_metrics(pairs),
         "curves": curves_of(done),
     }
 
@@ -176,7 +189,7 @@ def changes(config: Config) -> dict[str, Any]:
 
 
 def metrics_of(done: dict[str, dict], peer: list[dict]) -> dict[str, dict]:
-    """Final returns, worst seeds, solved seeds and steps to solve, by method; and what they cost."""
+    """Final returns, worst seeds, solved seeds and steps to solve, by method."""
     finals = {method: piece["final"] for method, piece in done.items()}
     finals["Stable-Baselines3"] = [float(np.mean(piece["returns"])) for piece in peer]
     published, metrics = {"PPO": CLEANRL, "Stable-Baselines3": ZOO}, {}
@@ -190,14 +203,18 @@ def metrics_of(done: dict[str, dict], peer: list[dict]) -> dict[str, dict]:
         if len(reached) > 1:
             label = f"{method} · steps to {SOLVED} in training, seeds that got there"
             metrics[label] = metric(*interval(reached), len(reached), "environment steps")
-    ours, theirs = done["PPO"]["training_seconds"], [piece["training_seconds"] for piece in peer]
-    n = len(done["PPO"]["final"])
-    metrics["PPO · all seeds in one pass"] = metric(ours, None, None, n, "CPU-seconds")
-    metrics["Stable-Baselines3 · one seed"] = metric(*interval(theirs), len(theirs), "CPU-seconds")
-    metrics["PPO · all seeds over one seed of Stable-Baselines3"] = metric(
-        ours / np.mean(theirs), None, None, len(theirs), "ratio of CPU-seconds"
-    )
     return metrics
+
+
+def cost_metrics(pairs: list[dict]) -> dict[str, dict]:
+    """What training costs, with intervals over the repetitions."""
+    ours, theirs = (np.array([pair[side] for pair in pairs]) for side in ("ours", "theirs"))
+    samples = {
+        "PPO · all seeds in one pass": (ours, "CPU-seconds"),
+        "Stable-Baselines3 · one seed": (theirs, "CPU-seconds"),
+        "PPO · all seeds over one seed of Stable-Baselines3": (ours / theirs, "ratio of CPU-seconds"),
+    }
+    return {label: metric(*interval(sample), len(pairs), unit) for label, (sample, unit) in samples.items()}
 
 
 def metric(value: float, low: Any, high: Any, n: int, unit: str, published: dict | None = None) -> dict[str, Any]:
