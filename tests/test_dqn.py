@@ -422,12 +422,14 @@ def test_the_experiment_gives_a_result_of_the_one_form(monkeypatch):
     def run_pieces(work, pieces, *_):
         if work is dqn_cartpole.measure:
             return [work(*piece) | {"cpu_seconds": 1.0} for piece in pieces]
+        if work is dqn_cartpole.cost:
+            return [{"ours": 1.5, "peer": 3.0, "cpu_seconds": 5.0}]
         return [{"returns": [500.0 - seed], "training_seconds": 3.0, "cpu_seconds": 4.0} for _, seed, _ in pieces]
 
     monkeypatch.setattr(dqn_cartpole, "run_pieces", run_pieces)
     result = dqn_cartpole.run(2, 0.5, None)
     results.check(json.loads(json.dumps(result, allow_nan=False)))
-    assert result["name"] == "dqn-cartpole" and result["cpu_seconds"] == 11 * 1 + 2 * 4
+    assert result["name"] == "dqn-cartpole" and result["cpu_seconds"] == 15 * 1 + 5 + 2 * 4
     assert result["config"]["double DQN"]["env_steps"] == 160
     assert result["config"]["without either"] == {"replay": False, "target_step": 1.0}
     metrics = result["metrics"]
@@ -436,4 +438,5 @@ def test_the_experiment_gives_a_result_of_the_one_form(monkeypatch):
     assert metrics["Stable-Baselines3 · seeds at 475 or more"]["value"] == 1
     assert metrics["DQN · seeds at 475 or more"]["value"] == 0
     assert metrics["Stable-Baselines3 · training, one seed"]["value"] == 3
+    assert metrics["all seeds of double DQN in one pass, against one of Stable-Baselines3"]["value"] == 0.5
     assert len(result["curves"]["DQN · return · mean"]) == 2 == len(result["curves"]["environment steps"])
