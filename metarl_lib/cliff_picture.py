@@ -111,7 +111,8 @@ def values_picture(values: Tensor, walks: Sequence[Walk], algorithm: str, note: 
     text = "".join(_text(line, LINE * (i + 1) - 6, 12) for i, line in enumerate(note.splitlines()))
     top = LINE * len(note.splitlines())
     drawn = f'{text}<g transform="translate(0 {top})">{_ground()}<g font-size="11">{shades}</g>{lines}</g>'
-    return f'<svg {_ROOT} viewBox="0 0 {WIDTH} {top + ROWS * CELL + MARGIN}" width="{1.3 * WIDTH:g}">{drawn}</svg>'
+    size = f'viewBox="0 0 {WIDTH} {top + ROWS * CELL + MARGIN}" width="{1.3 * WIDTH:g}" style="max-width:100%;height:auto"'
+    return f"<svg {_ROOT} {size}>{drawn}</svg>"
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
