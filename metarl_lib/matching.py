@@ -57,8 +57,8 @@ class Config:
     reading_steps: int = 5  # of the LSTM over a query, with full_context
     channels: tuple[int, ...] = (16, 32, 32)  # of the convolutional layers, each of which halves the picture
     embedding: int = 64
-    temperature: float | None = None  # τ, where it starts; 0.1 for the cosine and 10 for distances if None
-    step_size: float = 3e-3  # of Adam, falling linearly to a tenth over the iterations
+    temperature: float | None = None  # τ, where it starts; 0.1 for the cosine and 30 for distances if None
+    step_size: float = 1e-2  # of Adam, falling linearly to a tenth over the iterations
     seed: int = 0
     device: str = "cpu"
 
@@ -221,7 +221,7 @@ def init(learners: int, generator: torch.Generator, side: int, config: Config, d
         for name, hidden in {"forward": size, "backward": size, "reading": 2 * size}.items():
             layer(name, size + hidden, 1.0, size + hidden, 4 * size)
             params[f"bias_{name}"] = torch.zeros(learners, 1, 4 * size, device=generator.device, dtype=dtype)
-    temperature = config.temperature or {"cosine": 0.1, "euclidean": 10.0}[config.similarity]
+    temperature = config.temperature or {"cosine": 0.1, "euclidean": 30.0}[config.similarity]
     params["log_temperature"] = torch.full((learners, 1, 1), math.log(temperature), device=generator.device, dtype=dtype)
     return params
 
