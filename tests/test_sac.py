@@ -296,6 +296,20 @@ def test_one_update_by_hand():
         torch.testing.assert_close(p, expected.detach(), rtol=0, atol=1e-15)
 
 
+def test_an_update_forgets_the_gradient_before_it():
+    config, batch = Config(learners=2, batch=8), random_batch(n=20)
+    params = init(POLICY, CRITICS, config, torch.Generator().manual_seed(1), torch.float64)
+    memory = Replay(2, 100, 3, (2,), torch.float64, dtype=torch.float64)
+    memory.add(*batch[:5])
+    optimizer = optimizer_for(params, config)
+    for p in leaves(params, "actor", "critics", "temperature"):
+        p.grad = torch.full_like(p, 1e6)
+    learn(POLICY, CRITICS, params, memory, config, optimizer, torch.Generator().manual_seed(0))
+    expected, _ = learnt(batch, config, 1)
+    for net, of_net in expected.items():
+        assert all(torch.equal(params[net][name], p) for name, p in of_net.items())
+
+
 def test_a_learner_is_untouched_by_the_others():
     config = Config(learners=2, batch=8)
     one, other = random_batch(n=20, seed=0), random_batch(n=20, seed=1)
