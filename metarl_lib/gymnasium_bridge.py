@@ -69,7 +69,9 @@ class _Episodes:
         """Advance by ``actions``, except that an ``ended`` environment begins its next episode instead."""
         if self.state is None:
             raise gymnasium.error.ResetNeeded("call reset() before the first step()")
-        state, step = self.world.step(self.task, self.state, torch.tensor(actions)[:, None], self.generator)
+        # Spaces take integers of every kind, tensors are indexed by int64; torch.tensor copies.
+        chosen = torch.tensor(actions, dtype=torch.int64)[:, None]
+        state, step = self.world.step(self.task, self.state, chosen, self.generator)
         if ended is not None and ended.any():
             mask = torch.from_numpy(ended)[:, None]
             fresh, observation = self.world.reset(self.task, 1, self.generator)
@@ -89,8 +91,14 @@ def _observation_space(world: World) -> spaces.Box:
     return spaces.Box(-largest, largest, (world.observation_size,), np.float32)
 
 
+def _action_space(world: World) -> spaces.Discrete:
+    if not hasattr(world, "actions"):
+        raise ValueError(f"world must have discrete actions, got one with continuous actions, {world!r}")
+    return spaces.Discrete(world.actions)
+
+
 class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """One of our worlds as a Gymnasium environment, playing one task.
+    """One of our worlds with discrete actions as a Gymnasium environment, playing one task.
 
     ``task``, of the type that ``world.sample_tasks`` returns and with tensors ``[1]`` or plain numbers, fixes what is
     played; so does ``reset(options={"task": task})``, from then on. Otherwise a task of ``split`` is drawn at the first
@@ -100,8 +108,8 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
     metadata = {"render_modes": []}
 
     def __init__(self, world: World, task: Any = None, split: str = "train") -> None:
+        self.observation_space, self.action_space = _observation_space(world), _action_space(world)
         self._episodes = _Episodes(world, 1, task, split)
-        self.observation_space, self.action_space = _observation_space(world), spaces.Discrete(world.actions)
 
     @property
     def task(self) -> Any:
@@ -120,7 +128,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
 
 
 class WorldVectorEnv(VectorEnv):
-    """One of our worlds as a Gymnasium vector environment: all environments advance in one batched call.
+    """One of our worlds with discrete actions as a Gymnasium vector environment: all environments advance in one batched call.
 
     Every environment plays a task of its own, as in a ``SyncVectorEnv`` of :class:`WorldEnv`; what is said there of ``task``
     and of resets holds here too, with tensors ``[1]`` for one task that all environments share, or ``[num_envs]``.
@@ -133,10 +141,10 @@ class WorldVectorEnv(VectorEnv):
     def __init__(self, world: World, num_envs: int = 1, task: Any = None, split: str = "train") -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.single_observation_space, self.single_action_space = _observation_space(world), _action_space(world)
         self.num_envs = num_envs
         self._episodes = _Episodes(world, num_envs, task, split)
         self._ended = np.zeros(num_envs, dtype=bool)
-        self.single_observation_space, self.single_action_space = _observation_space(world), spaces.Discrete(world.actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -248,7 +256,7 @@ class GymnasiumWorld:
     def reset(self, task: Nothing, n: int, generator: torch.Generator) -> tuple[Nothing, Tensor]:
         """Seed the environment from ``generator`` and start an episode in each of its ``n`` environments a learner."""
         if n * self.learners != self.env.num_envs:
-            raise ValueError(f"n must be env.num_envs, {self.env.num_envs // self.learners} episodes a learner, got {n}")
+            raise ValueError(f"n must be {self.env.num_envs // self.learners}, the environments of each learner, got {n}")
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
         observation, _ = self.env.reset(seed=seed)
         self._ended[:], self._steps[:] = False, 0
@@ -290,6 +298,8 @@ class GymnasiumWorld:
                 f"got {self.env.unwrapped!r}"
             )
         mask = ended.flatten().cpu().numpy()
+        if not mask.any():  # a stream on an accelerator asks after every step; Gymnasium refuses to reset no environment
+            return Nothing(), observation
         first, _ = self.env.reset(options={"reset_mask": mask.copy()})
         self._ended[mask], self._steps[mask] = False, 0
         first = self._tensor(first, self.dtype, observation.device).flatten(2)

@@ -1,3 +1,5 @@
+import copy
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from metarl_lib.cartpole import DISTRIBUTIONS, CartPole, Physics, State
 from metarl_lib.collect import collect
 from metarl_lib.gymnasium_bridge import GymnasiumWorld, Nothing, WorldEnv, WorldVectorEnv
 from metarl_lib.nets import PolicyNet
+from metarl_lib.pendulum import Pendulum
+from metarl_lib.random_mdps import RandomMDPs
 
 FLIPPED = Physics(9.8, 1.0, 0.1, 0.5, -10.0, 0.0)
 FLIPWIDE = "metarl/CartPole-flipwide-v0"
@@ -227,6 +231,20 @@ def test_wrong_use_of_our_environments_is_one_clear_sentence():
         env.step(2)
     with pytest.raises(ValueError, match=r"^actions must be in MultiDiscrete\(\[2 2\]\), got array\(\[0\]\)$"):
         envs.step(np.array([0]))
+    for make in (WorldEnv, WorldVectorEnv):
+        with pytest.raises(ValueError, match=r"^world must have discrete actions, got one with continuous actions, Pendulum\("):
+            make(Pendulum())
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
+def test_an_action_may_be_an_integer_of_any_kind(kind):
+    env, envs = WorldEnv(RandomMDPs()), WorldVectorEnv(RandomMDPs(), 2)
+    for one, action in ((env, kind(1)), (envs, np.array([1, 2], kind))):
+        twin = copy.deepcopy(one)
+        one.reset(seed=0)
+        twin.reset(seed=0)
+        for got, expected in zip(one.step(action), twin.step(action.astype(np.int64)), strict=True):
+            np.testing.assert_array_equal(got, expected)
 
 
 def test_stable_baselines3_trains_on_one_of_our_tasks():
@@ -427,6 +445,18 @@ def test_a_discrete_observation_comes_flattened_by_gymnasiums_own_wrapper(mode, 
     assert set(last.tolist()) <= {5, 7, 11, 12, 15}  # holes and the goal: where an episode can end
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_where_no_episode_ended_none_is_restarted(mode, generator):
+    """On an accelerator a stream does not know whether one did: it asks for a restart after every step."""
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode=mode)
+    world = GymnasiumWorld(envs)
+    state, _ = world.reset(Nothing(), 2, generator)
+    state, step = world.step(Nothing(), state, torch.zeros(1, 2, dtype=torch.int64))
+    _, observation = world.restart(state, step.observation, step.terminated)
+    assert not step.terminated.any() and torch.equal(observation, step.observation)
+    envs.close()
+
+
 class Unbounded(gymnasium.Env):
     observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Box(-np.inf, np.inf, (1,))
 
@@ -449,7 +479,7 @@ def test_wrong_use_of_gymnasiums_environments_is_one_clear_sentence(generator):
         GymnasiumWorld(by_hand, max_steps=500)
     world = GymnasiumWorld(gymnasium.make_vec("CartPole-v1", num_envs=2))
     policy = PolicyNet(4, 2)
-    with pytest.raises(ValueError, match=r"^n must be env.num_envs, 2 episodes a learner, got 3$"):
+    with pytest.raises(ValueError, match=r"^n must be 2, the environments of each learner, got 3$"):
         collect(world, Nothing(), policy, policy.init(1, generator), 3, generator)
     with pytest.raises(ValueError, match=r"^n must be 1, the learners that this Gymnasium environment was shared out to, got 3$"):
         world.sample_tasks(3, generator)
