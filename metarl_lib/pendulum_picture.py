@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .animation import HOLD, LINE, MARGIN, STYLE, WIDTH, clock, loop, number, page
-from .pendulum import TIME_STEP
+from .pendulum import TIME_STEP, Pendulum, Physics
 from .plots import look
 
 ROD = 90  # pixels
@@ -34,6 +34,23 @@ def unwrapped_angles(observations: Tensor) -> Tensor:
         raise ValueError(f"observations must be [..., frame, 3], got shape {tuple(observations.shape)}")
     cos, sin, _ = observations.cpu().double().unbind(-1)
     return torch.from_numpy(np.unwrap(torch.atan2(sin, cos).numpy(), axis=-1))
+
+
+def play(act: Callable[[Tensor], Tensor], task: Physics, seed: int, steps: int = 200) -> tuple[Tensor, Tensor]:
+    """One episode of every learner, each in a pendulum of its own: angles ``[learner, frame]`` and returns ``[learner]``.
+
+    ``act`` maps observations ``[learner, 1, 3]`` to torques ``[learner, 1, 1]``. Every learner's pendulum begins in a state
+    of its own, the same for every ``act`` and ``task``.
+    """
+    world = Pendulum(steps)
+    state, observation = world.reset(task, 1, torch.Generator(task.gravity.device).manual_seed(seed))
+    frames, earned = [observation], torch.zeros_like(observation[:, 0, 0])
+    with torch.inference_mode():
+        for _ in range(steps):
+            state, step = world.step(task, state, act(frames[-1]))
+            frames.append(step.observation)
+            earned = earned + step.reward[:, 0]
+    return unwrapped_angles(torch.stack(frames, 2)[:, 0]), earned
 
 
 class Animation:

@@ -6,7 +6,8 @@ import gymnasium
 import pytest
 import torch
 
-from metarl_lib.pendulum_picture import Panel, animate, unwrapped_angles
+from metarl_lib.pendulum import Pendulum, Physics
+from metarl_lib.pendulum_picture import Panel, animate, play, unwrapped_angles
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -74,6 +75,29 @@ def test_angles_from_observations_of_gymnasium_do_not_jump():
     assert max(angles) - min(angles) > 2 * math.pi
     with pytest.raises(ValueError, match=r"observations must be \[\.\.\., frame, 3\], got shape \(2, 4\)"):
         unwrapped_angles(torch.zeros(2, 4))
+
+
+def test_an_episode_is_gymnasium_s():
+    world, generator = Pendulum(), torch.Generator()
+    task = world.sample_tasks(2, generator)
+    (body, _), _ = world.reset(task, 1, torch.Generator().manual_seed(7))
+    angles, earned = play(lambda x: 2 * x[..., 2:].sign(), task, seed=7)
+    assert angles.shape == (2, 201)
+    for learner in range(2):
+        env = gymnasium.make("Pendulum-v1")
+        env.reset(seed=0)
+        env.unwrapped.state = body[learner, 0].numpy().astype(float)
+        total, seen, speed = 0.0, [env.unwrapped.state[0]], env.unwrapped.state[1]
+        for _ in range(20):
+            observation, reward, *_ = env.step([2.0 * float(torch.tensor(speed).sign())])
+            total, speed = total + reward, float(observation[2])
+            seen.append(env.unwrapped.state[0])
+        drawn = angles[learner, :21] - angles[learner, 0]
+        assert drawn.tolist() == pytest.approx([angle - seen[0] for angle in seen], abs=1e-3)
+    short = play(lambda x: 2 * x[..., 2:].sign(), task, seed=7, steps=20)[1]
+    assert float(short[1]) == pytest.approx(total, rel=1e-4)
+    heavy = Physics(task.gravity, 2 * task.mass, task.length)
+    assert not torch.equal(play(lambda x: 2 * x[..., 2:].sign(), heavy, seed=7)[1], earned)
 
 
 def test_it_is_small_repeatable_and_self_contained():
