@@ -131,11 +131,14 @@ def ucb1(rewards: np.ndarray, failures: np.ndarray, left: int, rng: np.random.Ge
 def gittins(pulls: int) -> Strategy:
     """The finite-horizon Gittins index: the sure reward per pull that is worth exactly as much as going on with the arm.
 
-    Best for a discounted, unending bandit; with an end it is an approximation, and a close one.
+    Best for a discounted, unending bandit; with an end it is an approximation, and a close one. A trial that it plays may
+    have at most ``pulls`` pulls.
     """
     table = gittins_indices(pulls)
 
     def strategy(rewards: np.ndarray, failures: np.ndarray, left: int, rng: np.random.Generator) -> np.ndarray:
+        if left > pulls:
+            raise ValueError(f"pulls must be at most {pulls}, for which these indices were made, got {left}")
         return table[left, rewards.astype(int), failures.astype(int)]
 
     return strategy

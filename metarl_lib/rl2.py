@@ -79,6 +79,10 @@ class Config:
         shares, lengths = zip(*self.curriculum, strict=True) if self.curriculum else ((), ())
         if list(shares) != sorted(shares) or not all(0 < share < 1 for share in shares) or not all(n >= 1 for n in lengths):
             raise ValueError(f"curriculum must hold rising shares in (0, 1), each with at least 1 step, got {self.curriculum}")
+        if self.memory == "attention" and self.width % Attention.HEADS:
+            raise ValueError(f"width must be a multiple of the {Attention.HEADS} heads of attention, got {self.width}")
+        if self.memory == "attention" and max(lengths, default=1) > self.trial_steps:
+            raise ValueError(f"curriculum must not exceed trial_steps, which is {self.trial_steps}, got {self.curriculum}")
 
     def steps_at(self, iteration: int) -> int:
         """Length of the trials in ``iteration``, counted from 1."""
@@ -150,6 +154,8 @@ class Attention(nn.Module):
         return empty, empty
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if state[0].shape[2] == len(self.place):
+            raise ValueError(f"a trial must have at most trial_steps steps, which is {len(self.place)}, with this memory")
         h = self.embed(x[:, None]) + self.place[state[0].shape[2]]
         q, k, v = self._heads(h)
         state = torch.cat((state[0], k), 2), torch.cat((state[1], v), 2)
@@ -177,6 +183,8 @@ class Policy(nn.Module):
 
     def __init__(self, world: World, config: Config, generator: torch.Generator) -> None:
         super().__init__()
+        if not hasattr(world, "actions"):
+            raise ValueError("world must have discrete actions, got one with continuous actions")
         self.actions = world.actions
         inputs = world.observation_size + world.actions + 2
         self.memory = MEMORIES[config.memory](inputs, config.width, config.trial_steps)

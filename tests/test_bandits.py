@@ -125,3 +125,5 @@ def test_wrong_use_is_one_clear_sentence(generator):
         best_expected_reward(0, 3)
     with pytest.raises(ValueError, match="^pulls must be at least 1, got 0$"):
         gittins_indices(0)
+    with pytest.raises(ValueError, match="^pulls must be at most 2, for which these indices were made, got 3$"):
+        play(gittins(2), np.ones((1, 2)), 3, np.random.default_rng(0))

@@ -12,6 +12,7 @@ import torch
 from metarl_lib import results, rl2
 from metarl_lib.bandits import Bandits, Task, best_expected_reward
 from metarl_lib.experiments import rl2_bandits, rl2_mdp
+from metarl_lib.pendulum import Pendulum
 from metarl_lib.random_mdps import RandomMDPs
 
 SMALL = rl2.Config(iterations=2, trials=8, trial_steps=6, width=8, minibatches=2)
@@ -153,11 +154,23 @@ def test_nan_stops_it():
         (dict(entropy=-1), "^entropy must be at least 0 and finite, got -1$"),
         (dict(curriculum=((0.5, 4), (0.2, 2))), "^curriculum must hold rising shares"),
         (dict(iterations=-1), "^iterations must be at least 0, got -1$"),
+        (dict(memory="attention", width=6), "^width must be a multiple of the 4 heads of attention, got 6$"),
+        (dict(memory="attention", curriculum=((0.5, 7),)), "^curriculum must not exceed trial_steps, which is 6, got "),
     ],
 )
 def test_wrong_settings_are_one_clear_sentence(change, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **change)
+
+
+def test_wrong_use_is_one_clear_sentence(generator):
+    with pytest.raises(ValueError, match="^world must have discrete actions, got one with continuous actions$"):
+        next(rl2.train(Pendulum(), SMALL))
+    world, config = Bandits(3), replace(SMALL, memory="attention")
+    policy = rl2.Policy(world, config, generator)
+    assert rl2.run_trials(world, policy, world.sample_tasks(2, generator), 6, generator).rewards.shape == (2, 6)
+    with pytest.raises(ValueError, match="^a trial must have at most trial_steps steps, which is 6, with this memory$"):
+        rl2.run_trials(world, policy, world.sample_tasks(2, generator), 7, generator)
 
 
 @pytest.mark.slow
