@@ -88,6 +88,8 @@ class Config:
             )
         if self.env_steps < self.envs:
             raise ValueError(f"env_steps must be at least envs, {self.envs}, got {self.env_steps}")
+        if self.memory < self.envs:
+            raise ValueError(f"memory must be at least envs, {self.envs}, got {self.memory}")
 
 
 class Log(NamedTuple):
@@ -140,7 +142,7 @@ class QNet:
     def values(self, params: Params, observations: Tensor) -> Tensor:
         """``[learner, ..., observation]`` to the value of every action, ``[learner, ..., action]``."""
         if self.observation_scale is not None:
-            observations = observations * _scale(self.observation_scale, observations.dtype, observations.device)
+            observations = observations * _scale(tuple(self.observation_scale), observations.dtype, observations.device)
         return mlp(params, observations, torch.relu)
 
     def act(self, params: Params, observations: Tensor) -> Tensor:
@@ -262,6 +264,8 @@ def learn(
 
 def network(world: World, config: Config) -> QNet:
     """The Q-network for a world."""
+    if not hasattr(world, "actions"):
+        raise ValueError("world must have discrete actions, got one with continuous actions")
     return QNet(world.observation_size, world.actions, config.hidden, config.observation_scale)
 
 

@@ -139,6 +139,8 @@ class Samples(NamedTuple):
 
 def networks(world: World, config: Config) -> tuple[PolicyNet, ValueNet]:
     """The actor and the critic."""
+    if not hasattr(world, "actions"):
+        raise ValueError("world must have discrete actions, got one with continuous actions")
     policy = PolicyNet(world.observation_size, world.actions, config.hidden, config.observation_scale)
     return policy, ValueNet(world.observation_size, config.hidden, config.observation_scale)
 

@@ -94,6 +94,8 @@ class Config:
             raise ValueError(f"start_steps must be at most memory, {self.memory}, got {self.start_steps}")
         if self.env_steps < self.envs:
             raise ValueError(f"env_steps must be at least envs, {self.envs}, got {self.env_steps}")
+        if self.memory < self.envs:
+            raise ValueError(f"memory must be at least envs, {self.envs}, got {self.memory}")
 
 
 class Log(NamedTuple):

@@ -13,6 +13,7 @@ from metarl_lib.cartpole import CartPole
 from metarl_lib.dqn import Config, QNet, epsilon_at, epsilon_greedy, follow, learn, losses, several_steps, targets, train
 from metarl_lib.experiments import dqn_cartpole
 from metarl_lib.gymnasium_bridge import GymnasiumWorld
+from metarl_lib.pendulum import Pendulum
 from metarl_lib.replay import Replay, Transitions
 from metarl_lib.types import Step
 
@@ -380,11 +381,17 @@ def test_training_stops_at_once(pay, message):
         ({"start_steps": 100}, r"start_steps must be at least batch \(128\) and at most memory \(100000\), got 100"),
         ({"memory": 500}, r"start_steps must be at least batch \(128\) and at most memory \(500\), got 1000"),
         ({"env_steps": 8}, "env_steps must be at least envs, 16, got 8"),
+        ({"memory": 1000, "envs": 1001}, "memory must be at least envs, 1001, got 1000"),
     ],
 )
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
         Config(**change)
+
+
+def test_continuous_actions():
+    with pytest.raises(ValueError, match="^world must have discrete actions, got one with continuous actions$"):
+        next(train(Pendulum(), SMALL))
 
 
 def test_a_scale_of_the_wrong_length():

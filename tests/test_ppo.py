@@ -10,6 +10,7 @@ from metarl_lib import ppo
 from metarl_lib.cartpole import CartPole
 from metarl_lib.experiments import ppo_cartpole
 from metarl_lib.gymnasium_bridge import GymnasiumWorld
+from metarl_lib.pendulum import Pendulum
 from metarl_lib.ppo import Config, Samples, Segment, clipped_objective, losses, train, value_loss
 from metarl_lib.stream import Stream
 
@@ -468,6 +469,11 @@ def test_nan_stops_training_and_says_where():
 def test_bad_configurations(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         replace(TINY, **changes)
+
+
+def test_continuous_actions():
+    with pytest.raises(ValueError, match="^world must have discrete actions, got one with continuous actions$"):
+        next(train(Pendulum(), TINY))
 
 
 # --- the experiment ---------------------------------------------------------------------------------------------------

@@ -499,6 +499,7 @@ def test_training_stops_at_once(pay, message):
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"memory": 50}, "start_steps must be at most memory, 50, got 100"),
         ({"envs": 30_000}, "env_steps must be at least envs, 30000, got 20000"),
+        ({"memory": 100, "envs": 101}, "memory must be at least envs, 101, got 100"),
     ],
 )
 def test_bad_input(change, message):
