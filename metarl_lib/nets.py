@@ -84,7 +84,7 @@ class PolicyNet:
         if observations.shape[-1] != self.observation_size:
             raise ValueError(f"observations have size {observations.shape[-1]}, the policy expects {self.observation_size}")
         if self.observation_scale is not None:
-            observations = observations * _scale(self.observation_scale, observations.dtype, observations.device)
+            observations = observations * _scale(tuple(self.observation_scale), observations.dtype, observations.device)
         return mlp(params, observations)
 
     def log_prob(self, params: Params, observations: Tensor, actions: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class ValueNet:
     def value(self, params: Params, observations: Tensor) -> Tensor:
         """``[learner, ..., observation]`` to values ``[learner, ...]``."""
         if self.observation_scale is not None:
-            observations = observations * _scale(self.observation_scale, observations.dtype, observations.device)
+            observations = observations * _scale(tuple(self.observation_scale), observations.dtype, observations.device)
         return mlp(params, observations).squeeze(-1)
 
 
@@ -140,7 +140,7 @@ def to_module(policy: PolicyNet, params: Params, learner: int = 0) -> nn.Sequent
     layers: list[nn.Module] = []
     weight = params["weight_0"]
     if policy.observation_scale is not None:
-        layers.append(_Scale(_scale(policy.observation_scale, weight.dtype, weight.device).clone()))
+        layers.append(_Scale(_scale(tuple(policy.observation_scale), weight.dtype, weight.device).clone()))
     depth = len(params) // 2
     for i in range(depth):
         weight, bias = params[f"weight_{i}"][learner].detach(), params[f"bias_{i}"][learner, 0].detach()

@@ -3,7 +3,8 @@ import scipy.stats
 import torch
 from torch import nn
 
-from metarl_lib.nets import PolicyNet, init_mlp, mlp, to_module
+from metarl_lib.dqn import QNet
+from metarl_lib.nets import PolicyNet, ValueNet, init_mlp, mlp, to_module
 
 
 @pytest.fixture
@@ -145,3 +146,17 @@ def test_shapes_must_agree(generator, policy):
         policy.logits(params, torch.zeros(2, 7, 5))
     with pytest.raises(ValueError, match="observation_scale has 1 entries, observations have 3"):
         PolicyNet(3, 4, observation_scale=(1.0,))
+
+
+def test_a_scale_may_be_a_list_as_it_comes_from_json(generator):
+    """``lru_cache`` takes nothing that cannot be hashed."""
+    x = torch.randn(2, 5, 3, generator=generator)
+
+    def outputs(scale):
+        policy, value, q = PolicyNet(3, 4, (8,), scale), ValueNet(3, (8,), scale), QNet(3, 4, (8,), scale)
+        generator.manual_seed(0)
+        actor, critic, theta = (net.init(2, generator) for net in (policy, value, q))
+        return policy.logits(actor, x), value.value(critic, x), q.values(theta, x), to_module(policy, actor)(x[0])
+
+    for one, other in zip(outputs([1.0, 5.0, 0.25]), outputs((1.0, 5.0, 0.25)), strict=True):
+        assert torch.equal(one, other)
