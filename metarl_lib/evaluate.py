@@ -28,6 +28,8 @@ class Interval(NamedTuple):
 
 def interval(samples: Any, axis: int = 0, level: float = 0.95) -> Interval:
     """Mean and Student-t confidence interval of independent ``samples`` along ``axis``. At least two are needed."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
     samples = np.asarray(samples, dtype=np.float64)
     n = samples.shape[axis] if samples.ndim else 0
     if n < 2:
@@ -43,7 +45,8 @@ def returns_in_gymnasium(
     """Undiscounted returns of ``episodes`` episodes of every learner in Gymnasium's own environment, ``[learner, episode]``.
 
     ``act`` maps observations ``[learner, env, observation]`` to actions ``[learner, env]``, or ``[learner, env, action]`` where
-    they are continuous. A policy trained in a batched world of ours is scored here, where nothing of ours can flatter it.
+    they are continuous; both are on the CPU. A policy trained in a batched world of ours is scored here, where nothing of ours
+    can flatter it.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")

@@ -39,6 +39,8 @@ def test_interval_covers_the_mean_as_often_as_it_says():
 def test_interval_of_one_sample_is_refused():
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         interval([3.0])
+    with pytest.raises(ValueError, match=r"^level must be in \(0, 1\), got 95$"):
+        interval([1.0, 2.0], level=95)
 
 
 def test_a_curve_has_a_row_for_each_step_and_leaves_the_parameters_alone():
