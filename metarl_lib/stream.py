@@ -25,6 +25,8 @@ class Stream:
         self.world, self.generator, self.envs = world, generator, envs
         self.task = world.sample_tasks(learners, generator) if task is None else task
         self.state, self.observation = world.reset(self.task, envs, generator)
+        if len(self.observation) != learners:
+            raise ValueError(f"task must hold {learners} tasks, one for each of the learners, got {len(self.observation)}")
         self._running = torch.zeros_like(self.observation[..., 0])  # return so far of every episode
         self._total, self._count = self._running.sum(-1), self._running.sum(-1)
 

@@ -125,6 +125,12 @@ def test_gymnasiums_own_vector_environments_cannot_be_streamed_and_say_so(genera
             stream.step(torch.zeros(1, 2, dtype=torch.int64))
 
 
+def test_every_learner_needs_a_task(generator):
+    world = CartPole()
+    with pytest.raises(ValueError, match="^task must hold 3 tasks, one for each of the learners, got 5$"):
+        Stream(world, 3, 2, generator, world.sample_tasks(5, generator))
+
+
 def test_what_is_not_finite_stops_it(generator):
     stream = Stream(CartPole("default"), 1, 1, generator)
     stream.state = stream.state._replace(body=stream.state.body * torch.nan)
