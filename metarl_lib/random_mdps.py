@@ -101,7 +101,7 @@ def psrl(world: RandomMDPs, task: Task, episodes: int, rng: np.random.Generator)
     true one: N(1, 1) for the mean rewards, a flat Dirichlet for the transitions. :cite:t:`duan2016rl2` do not say which prior
     theirs had; their figures are 3% above these for 10 episodes and the same for 50.
     """
-    mean, transition = task.reward.double().numpy(), task.transition.double().numpy()
+    mean, transition = (leaf.double().cpu().numpy() for leaf in task)
     n, trial = len(mean), np.arange(len(mean))
     visits, rewards, moves = np.zeros_like(mean), np.zeros_like(mean), np.zeros_like(transition)
     total = np.zeros(n)
@@ -124,5 +124,5 @@ def psrl(world: RandomMDPs, task: Task, episodes: int, rng: np.random.Generator)
 
 def best_return(world: RandomMDPs, task: Task) -> np.ndarray:
     """What an episode earns on average under the best policy for the task, ``[task]``: the bound for whoever knows it."""
-    _, value = best_policy(task.reward.double().numpy(), task.transition.double().numpy(), world.max_steps)
+    _, value = best_policy(*(leaf.double().cpu().numpy() for leaf in task), world.max_steps)
     return value[:, 0]
