@@ -197,7 +197,8 @@ class Policy(nn.Module):
     def input(self, observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Tensor:
         """x_t from s_t, the last action (−1 before the first), its reward and whether an episode ended, ``[..., input]``."""
         last = one_hot(action.clamp(min=0), self.actions).to(observation.dtype) * (action >= 0)[..., None]
-        return torch.cat((observation, last, reward[..., None], ended[..., None].to(observation.dtype)), -1)
+        x = torch.cat((observation, last, reward[..., None], ended[..., None].to(observation.dtype)), -1)
+        return x.to(self.logits.weight.dtype)  # a world may be in double precision, a policy is in single
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         """Logits ``[trial, action]``, value ``[trial]`` and the memory's next state."""

@@ -126,6 +126,13 @@ def test_training_is_reproducible_and_leaves_the_global_generator_alone(memory):
     assert not torch.equal(one[0].params["logits.weight"], one[1].params["logits.weight"])
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_world_in_double_precision(memory):
+    *_, log = rl2.train(Bandits(3, dtype=torch.float64), replace(SMALL, memory=memory))
+    assert log.iteration == 2
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in log.params.values())
+
+
 def test_the_curriculum_sets_the_length_of_trials():
     config = replace(SMALL, iterations=10, curriculum=((0.2, 2), (0.5, 4)))
     assert [log.trial_steps for log in rl2.train(Bandits(3), config)] == [2, 2, 4, 4, 4, 6, 6, 6, 6, 6]
