@@ -44,11 +44,11 @@ TRIALS = {
 
 
 def trained(config: Config) -> tuple[Params, list[list[float]]]:
-    """θ of every seed, leaves ``[seed, ...]``, and the training loss of each in 50 stretches, ``[stretch][seed]``."""
+    """θ of every seed, leaves ``[seed, ...]``, and the training loss of each in 20 stretches, ``[stretch][seed]``."""
     losses = []
     for log in train(Sinusoids(), config):
         losses.append(log.loss)
-    stretches = torch.stack(losses).tensor_split(min(50, len(losses)))
+    stretches = torch.stack(losses).tensor_split(min(20, len(losses)))
     return log.params, [[round(loss, 3) for loss in stretch.mean(0).tolist()] for stretch in stretches]
 
 
@@ -82,7 +82,7 @@ def configured(label: str, seeds: int, scale: float) -> Config:
 def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
     """The result, in the form of :mod:`metarl_lib.results`."""
     seeds = SEEDS if seeds is None else seeds
-    digest = hashlib.sha256(repr((TRIALS, TUNING_ITERATIONS, SETTINGS, scale)).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr((TRIALS, TUNING_ITERATIONS, SETTINGS, CEILING, scale)).encode()).hexdigest()[:8]
     folder = Path("runs") / f"{NAME}-{digest}"
     trials = run_pieces(tune, [(label, scale) for label in TRIALS], folder / "tuning", progress)
     tuned = {label: trial["errors"] for label, trial in zip(TRIALS, trials, strict=True)}
