@@ -34,7 +34,7 @@ class Bandits:
     """Bandits with ``arms`` arms. An episode is one pull, and there is nothing to observe: the observation is a constant 1.
 
     The splits are independent draws from one continuous distribution, so that no task occurs twice; ``ood`` draws the
-    probabilities from Beta(2, 2), which has no arm that is nearly sure.
+    probabilities from Beta(2, 2), under which few arms are nearly sure.
     """
 
     arms: int = 5

@@ -212,7 +212,7 @@ class Policy(nn.Module):
 
 
 def initialise(policy: Policy, generator: torch.Generator) -> None:
-    """Parameters from ``generator``: PyTorch's own ranges, a policy that begins nearly uniform."""
+    """Parameters from ``generator``: weights in ±1/√inputs, biases and the GRU in ±1/√width; a first policy near uniform."""
     for name, p in policy.named_parameters():
         with torch.no_grad():
             if "norms" in name:
