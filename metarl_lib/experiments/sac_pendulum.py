@@ -46,12 +46,12 @@ VARIANTS = {
 PEER, PEER_SAME_SIZE = "Stable-Baselines3", "Stable-Baselines3, the network and batch of SAC"
 SAME_SIZE = dict(policy_kwargs=dict(net_arch=list(CONFIG.hidden)), batch_size=CONFIG.batch)
 TRIED = (
-    "Mean final return after 20,000 steps on seeds that take no part here. SAC: its settings alone, the zoo's with a smaller network "
-    "and batch. A quarter of the updates, ten learners: the settings of SAC −164; observations scaled by 1, 1 and 1/8 −245; step "
-    "sizes of 0.003 −219, and with τ 0.02 −152, with batches of 128 too −152, with γ 0.98 too −154. Step sizes of 0.003 with τ 0.02 "
-    "then failed for one of the seeds here, at −489, and were replaced by the better of two with thirty learners on other "
-    "seeds: τ 0.02, step sizes of 0.001 −151, worst −165; τ 0.01, step sizes of 0.002 −153, worst −310. Half the updates, ten "
-    "learners, the settings of SAC −169."
+    "Mean final return after 20,000 steps, on seeds that take no part here. SAC: its settings alone, the zoo's with a "
+    "smaller network and batch. A quarter of the updates, ten learners: the settings of SAC −164; observations scaled by 1, "
+    "1 and 1/8 −245; step sizes of 0.003 −219, and with τ 0.02 −152, with batches of 128 too −152, with γ 0.98 too −154. "
+    "Step sizes of 0.003 with τ 0.02 then failed for one of the seeds here, at −489, and were replaced by the better of two "
+    "with thirty learners on other seeds: τ 0.02, step sizes of 0.001 −151, worst −165; τ 0.01, step sizes of 0.002 −153, "
+    "worst −310. Half the updates, ten learners, the settings of SAC −169."
 )
 
 
