@@ -32,7 +32,7 @@ from ..sac import Config, Log, SquashedGaussian, networks, train
 from . import Progress, peers, run_pieces
 
 NAME = "sac-pendulum"
-SEEDS, PEER_SEEDS, EPISODES, CHECKPOINTS = 10, 3, 100, 20
+SEEDS, PEER_SEEDS, EPISODES, CHECKPOINTS = 10, 2, 100, 20
 CONFIG = Config()
 QUICK = replace(CONFIG, envs=4, target_step=0.02)  # one update in four steps, each of which moves θ⁻ four times as far
 VARIANTS = {
