@@ -155,7 +155,10 @@ def changed(variant: str) -> dict[str, Any]:
 
 
 def metrics_of(returns: list[float], along: list[dict] = ()) -> dict[str, Any]:
-    """From every seed's mean final return; temperature and entropy are those of the last checkpoint."""
+    """From every seed's mean final return; the rest is of the last checkpoint.
+
+    The value is the lowest critic's, of the policy's actions in the memory's states, the bonus for entropy included.
+    """
     n = len(returns)
     found = {
         "final return": metric(interval(returns), n, "return an episode"),
@@ -164,6 +167,7 @@ def metrics_of(returns: list[float], along: list[dict] = ()) -> dict[str, Any]:
     if along:
         found["entropy at the end"] = metric(interval(along[-1]["entropy"]), n, "nats")
         found["temperature at the end"] = metric(interval(along[-1]["temperature"]), n, "return a nat")
+        found["value at the end"] = metric(interval(along[-1]["value"]), n, "discounted return")
     return found
 
 
