@@ -1,7 +1,8 @@
 """Run notebooks from top to bottom and store their outputs: ``python book/notebooks.py chapters/08-cartpole.ipynb``.
 
 Unlike ``jupyter execute``, this writes neither the time of day nor this machine's Python version into the file, so that a
-second run with equal outputs leaves it unchanged. Without arguments it runs every chapter and the page of results. Each one's wall-clock is printed.
+second run with equal outputs leaves it unchanged. Without arguments it runs every chapter and the page of results. Each
+one's wall-clock is printed.
 """
 
 from __future__ import annotations
