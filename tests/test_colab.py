@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+PAGES = sorted((ROOT / "book").glob("*.ipynb"))  # these have a launch button too
 REPORT = "import metarl_lib, torch; print(metarl_lib.__file__); print(metarl_lib.results.folder())"
 
 
@@ -31,7 +32,7 @@ def packages(python: Path) -> dict[str, str]:
     return {name.lower().replace("_", "-"): found for name, found in json.loads(listed).items()}
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("chapter", [*CHAPTERS, *PAGES], ids=lambda path: path.stem)
 def test_the_first_cell_installs_on_colab_and_kaggle_and_nowhere_else(chapter):
     source = code_cells(chapter)[0].source
     address = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
