@@ -492,7 +492,7 @@ def test_the_experiment_gives_a_result_of_the_one_form(monkeypatch):
     result = json.loads(json.dumps(maml_sinusoid.run(2, 0.001, None), allow_nan=False))
     results.check(result)
     assert result["name"] == maml_sinusoid.NAME and result["seeds"] == [0, 1]
-    assert len(result["metrics"]) == 16 * 6 + 7 * (4 + 6), "by row: four numbers of steps, and two shares but from ten examples"
+    assert len(result["metrics"]) == 15 * 6 + 7 * (4 + 6), "by row: four numbers of steps, and two shares but from ten examples"
     metrics = result["metrics"]
     assert metrics["5-shot · MAML · after 1"]["published"] == 0.67
     assert metrics["5-shot · pretraining, own step size · after 10"]["published"] == 2.19
