@@ -34,7 +34,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .nets import _scale, mlp
+from .nets import check_scale, mlp, scaled
 from .replay import Replay, Transitions
 from .stream import Stream
 from .types import Params, Step, World
@@ -121,10 +121,7 @@ class QNet:
     observation_scale: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.observation_scale is not None and len(self.observation_scale) != self.observation_size:
-            raise ValueError(
-                f"observation_scale has {len(self.observation_scale)} entries, observations have {self.observation_size}"
-            )
+        check_scale(self.observation_scale, self.observation_size)
 
     def init(self, learners: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Weights and biases uniform in ±1/√(inputs), as in ``torch.nn.Linear``, leaves ``[learner, ...]``.
@@ -141,9 +138,7 @@ class QNet:
 
     def values(self, params: Params, observations: Tensor) -> Tensor:
         """``[learner, ..., observation]`` to the value of every action, ``[learner, ..., action]``."""
-        if self.observation_scale is not None:
-            observations = observations * _scale(tuple(self.observation_scale), observations.dtype, observations.device)
-        return mlp(params, observations, torch.relu)
+        return mlp(params, scaled(observations, self.observation_scale), torch.relu)
 
     def act(self, params: Params, observations: Tensor) -> Tensor:
         """The greedy action, ``[learner, ...]``."""

@@ -51,9 +51,21 @@ def mlp(params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = torc
 
 
 @lru_cache(maxsize=32)
-def _scale(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``values`` as a tensor, made once: a rollout asks for it at every step."""
     with torch.inference_mode(False):  # it may be made inside a rollout and differentiated through later
         return torch.tensor(values, dtype=dtype, device=device)
+
+
+def scaled(observations: Tensor, scale: Sequence[float] | None) -> Tensor:
+    """``observations`` ``[..., observation]`` times ``scale``, a number for each of their entries; as they are for None."""
+    return observations if scale is None else observations * constant(tuple(scale), observations.dtype, observations.device)
+
+
+def check_scale(scale: Sequence[float] | None, observation_size: int) -> None:
+    """``ValueError`` if there is a ``scale`` and it does not fit the observations."""
+    if scale is not None and len(scale) != observation_size:
+        raise ValueError(f"observation_scale has {len(scale)} entries, observations have {observation_size}")
 
 
 @dataclass(frozen=True)
@@ -70,10 +82,7 @@ class PolicyNet:
     observation_scale: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.observation_scale is not None and len(self.observation_scale) != self.observation_size:
-            raise ValueError(
-                f"observation_scale has {len(self.observation_scale)} entries, observations have {self.observation_size}"
-            )
+        check_scale(self.observation_scale, self.observation_size)
 
     def init(self, learners: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters, leaves ``[learner, ...]``; the policy they give is close to uniform."""
@@ -83,9 +92,7 @@ class PolicyNet:
         """``[learner, ..., observation]`` to unnormalised log-probabilities ``[learner, ..., action]``."""
         if observations.shape[-1] != self.observation_size:
             raise ValueError(f"observations have size {observations.shape[-1]}, the policy expects {self.observation_size}")
-        if self.observation_scale is not None:
-            observations = observations * _scale(tuple(self.observation_scale), observations.dtype, observations.device)
-        return mlp(params, observations)
+        return mlp(params, scaled(observations, self.observation_scale))
 
     def log_prob(self, params: Params, observations: Tensor, actions: Tensor) -> Tensor:
         """log π(actions | observations), ``[learner, ...]``."""
@@ -115,15 +122,16 @@ class ValueNet:
     hidden: tuple[int, ...] = (64, 64)
     observation_scale: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_scale(self.observation_scale, self.observation_size)
+
     def init(self, learners: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters, leaves ``[learner, ...]``."""
         return init_mlp((self.observation_size, *self.hidden, 1), learners, generator, 1.0, dtype)
 
     def value(self, params: Params, observations: Tensor) -> Tensor:
         """``[learner, ..., observation]`` to values ``[learner, ...]``."""
-        if self.observation_scale is not None:
-            observations = observations * _scale(tuple(self.observation_scale), observations.dtype, observations.device)
-        return mlp(params, observations).squeeze(-1)
+        return mlp(params, scaled(observations, self.observation_scale)).squeeze(-1)
 
 
 class _Scale(nn.Module):
@@ -140,7 +148,7 @@ def to_module(policy: PolicyNet, params: Params, learner: int = 0) -> nn.Sequent
     layers: list[nn.Module] = []
     weight = params["weight_0"]
     if policy.observation_scale is not None:
-        layers.append(_Scale(_scale(tuple(policy.observation_scale), weight.dtype, weight.device).clone()))
+        layers.append(_Scale(constant(tuple(policy.observation_scale), weight.dtype, weight.device).clone()))
     depth = len(params) // 2
     for i in range(depth):
         weight, bias = params[f"weight_{i}"][learner].detach(), params[f"bias_{i}"][learner, 0].detach()

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .nets import _scale, init_mlp, mlp
+from .nets import check_scale, constant, init_mlp, mlp, scaled
 from .replay import Replay, Transitions
 from .stream import Stream
 from .types import Params, World
@@ -180,7 +180,7 @@ class SquashedGaussian:
 
     def to_box(self, action: Tensor) -> Tensor:
         """From [−1, 1] to the environment's units."""
-        low, high = (_scale(tuple(bound), action.dtype, action.device) for bound in (self.low, self.high))
+        low, high = (constant(tuple(bound), action.dtype, action.device) for bound in (self.low, self.high))
         return torch.lerp(low, high, (action + 1) / 2)
 
     def act(self, params: Params, observations: Tensor) -> Tensor:
@@ -204,6 +204,9 @@ class Critics:
     hidden: tuple[int, ...] = (64, 64)
     observation_scale: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_scale(self.observation_scale, self.observation_size)
+
     def init(self, learners: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """Fresh parameters, those of every learner's first critic before those of the second."""
         sizes = (self.observation_size + self.action_size, *self.hidden, 1)
@@ -214,15 +217,6 @@ class Critics:
         x = torch.cat((scaled(observations, self.observation_scale), actions), -1)
         q = mlp(params, x.repeat(self.critics, 1, 1), torch.relu_)
         return q[..., 0].unflatten(0, (self.critics, -1))
-
-
-def scaled(observations: Tensor, scale: tuple[float, ...] | None) -> Tensor:
-    return observations if scale is None else observations * _scale(tuple(scale), observations.dtype, observations.device)
-
-
-def check_scale(scale: tuple[float, ...] | None, size: int) -> None:
-    if scale is not None and len(scale) != size:
-        raise ValueError(f"observation_scale has {len(scale)} entries, observations have {size}")
 
 
 # --- the losses -------------------------------------------------------------------------------------------------------

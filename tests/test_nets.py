@@ -160,3 +160,9 @@ def test_a_scale_may_be_a_list_as_it_comes_from_json(generator):
 
     for one, other in zip(outputs([1.0, 5.0, 0.25]), outputs((1.0, 5.0, 0.25)), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("make", [lambda scale: PolicyNet(4, 2, observation_scale=scale), lambda scale: ValueNet(4, (8,), scale)])
+def test_a_scale_that_does_not_fit_is_refused_by_every_network(make):
+    with pytest.raises(ValueError, match="^observation_scale has 2 entries, observations have 4$"):
+        make((1.0, 2.0))
