@@ -66,7 +66,7 @@ DISTRIBUTIONS = {
 }
 
 SPLITS = {"train": (0, 2, 4), "validation": (1,), "test": (3,), "ood": ()}
-_SLICES = 20  # of the pole's length range; slice i belongs to the split that holds i mod 5
+_SLICES = 20  # of the range of one parameter, here the pole's length; slice i belongs to the split that holds i mod 5
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,6 @@ class CartPole:
         def uniform() -> Tensor:
             return torch.rand(n, generator=generator, device=device, dtype=torch.float64)
 
-        def signs() -> Tensor:  # half of them −1, exactly; the odd one out by a coin
-            order = torch.randperm(n + n % 2, generator=generator, device=device)[:n]
-            return (1 - 2 * (order % 2)).to(torch.float64)
-
         ranges = DISTRIBUTIONS[self.distribution]
         values = {}
         for name in Physics._fields:
@@ -126,14 +122,11 @@ class CartPole:
                 values[name] = torch.where(below & (low > 0), low * (2 + u) / 3, high * (1.5 - u / 2))
                 continue
             if name == "half_length" and split != "ood":
-                kinds = torch.tensor(SPLITS[split], device=device)
-                kind = kinds[torch.randint(len(kinds), (n,), generator=generator, device=device)]
-                fifth = torch.randint(_SLICES // 5, (n,), generator=generator, device=device)
-                u = (5 * fifth + kind + 0.05 + 0.9 * u) / _SLICES
+                u = in_split(u, split, generator)
             values[name] = low + (high - low) * u
-        values["wind"] = values["wind"] * signs()
+        values["wind"] = values["wind"] * signs(n, generator)
         if ranges.flip:
-            values["force"] = values["force"] * signs()
+            values["force"] = values["force"] * signs(n, generator)
         return Physics(**{name: value.to(self.dtype) for name, value in values.items()})
 
     def reset(self, task: Physics, n: int, generator: torch.Generator) -> tuple[State, Tensor]:
@@ -171,6 +164,20 @@ class CartPole:
         width = torch.tensor([4.0, 0.75, 0.225, 0.625, 11.0, 4.0], dtype=body.dtype, device=body.device)
         features = (torch.stack(tuple(task), -1) - centre) / width
         return torch.cat((body, features[..., None, :].expand(*body.shape[:-1], len(task))), -1)
+
+
+def signs(n: int, generator: torch.Generator) -> Tensor:
+    """``n`` signs in float64, half of them −1, exactly; the odd one out by a coin."""
+    order = torch.randperm(n + n % 2, generator=generator, device=generator.device)[:n]
+    return (1 - 2 * (order % 2)).to(torch.float64)
+
+
+def in_split(u: Tensor, split: str, generator: torch.Generator) -> Tensor:
+    """``u`` ``[task]``, uniform in [0, 1], moved into the slices of [0, 1] that belong to ``split``: no two splits touch."""
+    kinds = torch.tensor(SPLITS[split], device=generator.device)
+    kind = kinds[torch.randint(len(kinds), u.shape, generator=generator, device=generator.device)]
+    fifth = torch.randint(_SLICES // 5, u.shape, generator=generator, device=generator.device)
+    return (5 * fifth + kind + 0.05 + 0.9 * u) / _SLICES
 
 
 def policy_for(world: CartPole) -> PolicyNet:
