@@ -3,7 +3,8 @@
 The work is the same for both: 25 tasks, 10 support and 10 query examples, a 1-40-40-1 network with rectified linear units, one
 second-order inner step, fused Adam, drawing the tasks included. The loop is what a careful user writes with ``nn.Module`` and
 ``functional_call``; it shares no code with the library. One thread, CPU-milliseconds, median of interleaved repetitions.
-Before that it is checked that both compute the same meta-gradient.
+Before that it is checked that both compute the same meta-gradient. Then one seed of the paper's Table 2, five-shot, is made
+from nothing: 15,000 iterations of MAML and of pretraining, each measured on 2,000 held-out tasks.
 """
 
 from __future__ import annotations
@@ -65,9 +66,23 @@ def check() -> None:
         torch.testing.assert_close(theta[f"bias_{i}"].grad[0, 0], layer.bias.grad, rtol=1e-3, atol=1e-4)
 
 
+def table_2() -> None:
+    """One seed of Table 2 :cite:p:`finn2017model`: what it costs, and the errors, to show that the work was done."""
+    started, world = time.process_time(), Sinusoids()
+    for name, inner_steps in (("MAML", 1), ("pretraining", 0)):
+        for log in maml.train(world, maml.Config(iterations=15_000, inner_steps=inner_steps, shots=5, queries=5)):  # noqa: B007
+            pass
+        generator = torch.Generator().manual_seed(1)
+        support, query = world.support_and_query(world.sample_tasks(2000, generator, "test"), 5, 100, generator)
+        errors = maml.adaptation_curve(log.params, ALPHA, support, query, 10).mean(1)
+        print(f"{name:11} mean squared error after 1, 5, 10 steps: " + ", ".join(f"{errors[k]:.2f}" for k in (1, 5, 10)))
+    print(f"one seed of Table 2, training and tests: {time.process_time() - started:.0f} CPU-seconds")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     check()
+    table_2()
     generator, module = torch.Generator().manual_seed(0), network()
     optimizer = torch.optim.Adam(module.parameters(), 1e-3, fused=True)
     one, five = (maml.train(Sinusoids(), maml.Config(iterations=10**9, learners=learners)) for learners in (1, 5))
