@@ -63,7 +63,7 @@ def animate(panels: Sequence[Panel], label: str | None = None) -> Animation:
 def still(panel: Panel, query: int = 0) -> str:
     """One query being read, as an SVG without ids: a picture for :func:`~metarl_lib.explore.explore`."""
     place = _layout(panel)
-    return f"{_root(panel, place)}{_title(panel)}{_memory(panel, place)}{_reading(panel, query, place)}</svg>"
+    return f"{_root(place)}{_title(panel)}{_memory(panel, place)}{_reading(panel, query, place)}</svg>"
 
 
 def probabilities(panel: Panel) -> Tensor:
@@ -114,7 +114,8 @@ def _moving(panel: Panel) -> str:
         start = slots * WRITING + i * READING
         read += f'<g opacity="0">{_reading(panel, i, place)}{_shown(start, start + READING, scene)}</g>'
     first = f'<g class="still">{_memory(panel, place)}{_reading(panel, 0, place)}</g>'
-    return f'{_root(panel, place)}<style>{STYLE}</style>{_title(panel)}<g class="moving">{written}{read}</g>{first}</svg>'
+    root = _root(place, f' role="img" aria-label="{html.escape(describe(panel))}"')
+    return f'{root}<style>{STYLE}</style>{_title(panel)}<g class="moving">{written}{read}</g>{first}</svg>'
 
 
 def _shown(start: float, end: float, scene: _Scene) -> str:
@@ -126,11 +127,10 @@ def _shown(start: float, end: float, scene: _Scene) -> str:
     return loop("opacity", values, scene, times)
 
 
-def _root(panel: Panel, place: list[tuple[float, float]]) -> str:
-    height = place[-1][1] + TILE / 2 + MARGIN
+def _root(place: list[tuple[float, float]], more: str = "") -> str:
+    height = number(place[-1][1] + TILE / 2 + MARGIN)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {number(height)}" width="{WIDTH}" '
-        f'height="{number(height)}" role="img" aria-label="{html.escape(describe(panel))}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"{more} '
         'font-family="system-ui,sans-serif" text-anchor="middle" fill="currentColor">'
     )
 

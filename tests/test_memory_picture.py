@@ -76,7 +76,8 @@ def test_letters_are_written_in_order_and_queries_read_one_after_another(panel):
 
 def test_it_can_be_explored(panel):
     pictures = {(q,): memory_picture.still(panel, q) for q in (0, 1)}
-    assert "<svg" in explore(pictures, {"query": (0, 1)}, "a memory")._repr_html_()
+    page = explore(pictures, {"query": (0, 1)}, "a memory", descriptions={(0,): "read rightly"})._repr_html_()
+    assert [svg.count("aria-label=") for svg in re.findall("<svg[^>]*>", page)] == [1, 1]
 
 
 def test_wrong_shapes_are_refused(panel):
