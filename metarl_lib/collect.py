@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .nets import PolicyNet
+from .nets import GaussianPolicyNet, PolicyNet
 from .types import Batch, Params, Rollout, World, select
 
 
 def collect(
     world: World,
     task: Any,
-    policy: PolicyNet,
+    policy: PolicyNet | GaussianPolicyNet,
     params: Params,
     episodes: int,
     generator: torch.Generator,
@@ -46,7 +46,7 @@ def collect(
         # One time step is contiguous while the rollout is written; it is read with time behind env.
         rollout = Rollout(
             observations=buffer(size),
-            actions=buffer(dtype=torch.int64),
+            actions=buffer(*policy.action_shape, dtype=policy.action_dtype or observation.dtype),
             log_probs=buffer(),
             rewards=buffer(),
             next_observations=buffer(size),
@@ -86,12 +86,18 @@ def pack(rollout: Rollout, advantages: Tensor) -> Batch:
     alive = rollout.alive.flatten(-2)
     counts = alive.sum(-1, keepdim=True)
     order = alive.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., : int(counts.max())]
-    weights = alive.gather(-1, order).to(advantages.dtype) / counts
-    observations = rollout.observations.flatten(-3, -2)
+    axis = order.dim() - 1
+
+    def take(x: Tensor) -> Tensor:
+        """``[task, env, time, ...]`` to ``[task, sample, ...]``."""
+        x = x.flatten(axis, axis + 1)
+        trailing = x.shape[axis + 1 :]
+        return x.gather(axis, order.reshape(*order.shape, *(1,) * len(trailing)).expand(*order.shape, *trailing))
+
     return Batch(
-        observations=observations.gather(-2, order[..., None].expand(*order.shape, observations.shape[-1])),
-        actions=rollout.actions.flatten(-2).gather(-1, order),
-        log_probs=rollout.log_probs.flatten(-2).gather(-1, order),
-        advantages=advantages.flatten(-2).gather(-1, order),
-        weights=weights,
+        observations=take(rollout.observations),
+        actions=take(rollout.actions),
+        log_probs=take(rollout.log_probs),
+        advantages=take(advantages),
+        weights=alive.gather(-1, order).to(advantages.dtype) / counts,
     )

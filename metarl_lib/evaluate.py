@@ -14,7 +14,7 @@ from .baseline import to_batch
 from .collect import collect
 from .gymnasium_bridge import GymnasiumWorld, Nothing
 from .maml import adapt
-from .nets import PolicyNet
+from .nets import GaussianPolicyNet, PolicyNet
 from .types import Params, World
 
 
@@ -66,7 +66,7 @@ def returns_in_gymnasium(
 
 def adaptation_curve(
     world: World,
-    policy: PolicyNet,
+    policy: PolicyNet | GaussianPolicyNet,
     params: Params,
     step_sizes: Params | float,
     tasks: Any,
@@ -76,12 +76,14 @@ def adaptation_curve(
     surrogate: str = "ratio",
     discount: float = 0.99,
     gae_lambda: float = 0.97,
+    later: float = 1.0,
 ) -> torch.Tensor:
     """Mean undiscounted return of every task after 0, 1, … ``steps`` inner steps, ``[steps + 1, task]``.
 
     Each step uses ``episodes`` episodes of the policy before it; each return is that of fresh episodes, which the
     step to that policy has not seen. ``params`` (leaves ``[1, ...]`` or ``[task, ...]``) are copied, so that nothing
-    leaks from one evaluation to the next. ``surrogate``, ``discount`` and ``gae_lambda`` are those of training.
+    leaks from one evaluation to the next. ``surrogate``, ``discount`` and ``gae_lambda`` are those of training. Steps after
+    the first are ``later`` times as long.
     """
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}")
@@ -93,13 +95,15 @@ def adaptation_curve(
         curve.append(rollout.returns.mean(-1))
         if k < steps:
             # These episodes may now be learned from: the next return comes from new ones.
+            if k == 1 and later != 1:
+                step_sizes = {name: later * (step_sizes[name] if isinstance(step_sizes, dict) else step_sizes) for name in phi}
             phi = adapt(policy, phi, step_sizes, to_batch(rollout, discount, gae_lambda), surrogate)
     return torch.stack(curve)
 
 
 def best_step_size(
     world: World,
-    policy: PolicyNet,
+    policy: PolicyNet | GaussianPolicyNet,
     params: Params,
     candidates: tuple[float, ...],
     tasks: Any,

@@ -8,9 +8,9 @@ Find initial parameters θ from which one or a few policy-gradient steps on a ta
 
 Where this departs from the paper: the inner objective is a likelihood ratio, whose second derivative keeps the
 score-function term that the paper's own log-probability surrogate loses :cite:p:`rothfuss2019promp`; the outer step
-is a few epochs of Adam on a clipped ratio :cite:p:`schulman2017proximal` in place of a trust region; step sizes may be
-learned :cite:p:`li2017metasgd`. With ``inner_steps=0`` what is left is domain-randomised pretraining by clipped policy
-gradient: one policy for all tasks.
+is a few epochs of Adam on a clipped ratio :cite:p:`schulman2017proximal`, with the paper's trust region as an alternative
+(``outer="trust_region"``, see :mod:`metarl_lib.trust_region`); step sizes may be learned :cite:p:`li2017metasgd`. With
+``inner_steps=0`` what is left is domain-randomised pretraining by policy gradient: one policy for all tasks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import trust_region
 from .baseline import to_batch
 from .collect import collect
-from .nets import PolicyNet
+from .nets import GaussianPolicyNet, PolicyNet
 from .types import Batch, Params, World, index_tasks
+
+Policy = PolicyNet | GaussianPolicyNet
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,12 @@ class Config:
     step_sizes: str = "per_tensor"  # learned "per_tensor", learned "per_parameter", or "fixed"
     first_order: bool = False  # treat the inner gradient as a constant
     surrogate: str = "ratio"  # of the inner steps: "ratio", or the naive "log_prob"
+    outer: str = "clipped"  # how θ is moved: by Adam, as the next four lines say; or by one "trust_region" step
     meta_step_size: float = 5e-3  # of Adam on θ, falling linearly to a tenth over the iterations
     step_size_step_size: float = 2e-2  # of Adam on log α, likewise
     epochs: int = 3  # outer steps on one meta-batch
     clip: float = 0.2  # of the outer ratio; 0 leaves it unclipped
+    radius: float = 0.01  # δ of the trust region: mean KL divergence of the adapted policies, in nats
     discount: float = 0.99
     gae_lambda: float = 0.97
     task_pool: int = 0  # train on this many fixed tasks; 0 draws new ones in every iteration
@@ -59,10 +64,14 @@ class Config:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("inner_step_size", "meta_step_size", "step_size_step_size"):
+        for name in ("inner_step_size", "meta_step_size", "step_size_step_size", "radius"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        choices = {"step_sizes": ("per_tensor", "per_parameter", "fixed"), "surrogate": ("ratio", "log_prob")}
+        choices = {
+            "step_sizes": ("per_tensor", "per_parameter", "fixed"),
+            "surrogate": ("ratio", "log_prob"),
+            "outer": ("clipped", "trust_region"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(allowed)}")
@@ -93,7 +102,7 @@ class Log(NamedTuple):
 # --- adaptation -------------------------------------------------------------------------------------------------------
 
 
-def surrogate(policy: PolicyNet, params: Params, batch: Batch, kind: str = "ratio") -> Tensor:
+def surrogate(policy: Policy, params: Params, batch: Batch, kind: str = "ratio") -> Tensor:
     """The inner objective of every task, ``[task]``; its gradient is the policy gradient.
 
     ``ratio``: :math:`\\sum_n w_n \\frac{\\pi_\\phi(a_n|s_n)}{\\pi_\\text{old}(a_n|s_n)} A_n`. Differentiated
@@ -109,7 +118,7 @@ def surrogate(policy: PolicyNet, params: Params, batch: Batch, kind: str = "rati
 
 
 def adapt(
-    policy: PolicyNet,
+    policy: Policy,
     params: Params,
     step_sizes: Params | float,
     batch: Batch,
@@ -140,25 +149,34 @@ def adapt(
 # --- the outer objective ----------------------------------------------------------------------------------------------
 
 
-def meta_objective(
-    policy: PolicyNet, params: Params, step_sizes: Params, support: list[Batch], query: Batch, config: Config
-) -> Tensor:
-    """What the adapted policies earn, ``[task]``, as a function of θ and α: adapt on ``support``, score on ``query``."""
-    phi = params
+def adapt_on(policy: Policy, params: Params, step_sizes: Params, support: list[Batch], config: Config) -> Params:
+    """φ of every task, ``[task, ...]``, as a function of θ and α: one inner step on each batch of ``support``."""
     for batch in support:
-        phi = adapt(policy, phi, step_sizes, batch, config.surrogate, second_order=not config.first_order)
+        params = adapt(policy, params, step_sizes, batch, config.surrogate, second_order=not config.first_order)
+    return params
+
+
+def score(policy: Policy, phi: Params, query: Batch, clip: float) -> Tensor:
+    """What the policies φ earn on ``query``, ``[task]``, relative to those that collected it."""
     phi = {name: p.expand(query.observations.shape[0], *p.shape[1:]) for name, p in phi.items()}
     ratio = (policy.log_prob(phi, query.observations, query.actions) - query.log_probs).exp()
     gain = ratio * query.advantages
-    if config.clip:
-        gain = torch.minimum(gain, ratio.clamp(1 - config.clip, 1 + config.clip) * query.advantages)
+    if clip:
+        gain = torch.minimum(gain, ratio.clamp(1 - clip, 1 + clip) * query.advantages)
     return (query.weights * gain).sum(-1)
+
+
+def meta_objective(
+    policy: Policy, params: Params, step_sizes: Params, support: list[Batch], query: Batch, config: Config
+) -> Tensor:
+    """What the adapted policies earn, ``[task]``, as a function of θ and α: adapt on ``support``, score on ``query``."""
+    return score(policy, adapt_on(policy, params, step_sizes, support, config), query, config.clip)
 
 
 # --- the outer loop ---------------------------------------------------------------------------------------------------
 
 
-def initial_state(world: World, policy: PolicyNet, config: Config) -> dict[str, Any]:
+def initial_state(world: World, policy: Policy, config: Config) -> dict[str, Any]:
     """θ, log α, an optimiser and a random generator, all fresh from ``config.seed``."""
     generator = torch.Generator(config.device).manual_seed(config.seed)
     params = policy.init(1, generator, world.dtype)
@@ -177,7 +195,7 @@ def initial_state(world: World, policy: PolicyNet, config: Config) -> dict[str, 
     }
 
 
-def train(world: World, policy: PolicyNet, config: Config, resume: dict[str, Any] | None = None) -> Iterator[Log]:
+def train(world: World, policy: Policy, config: Config, resume: dict[str, Any] | None = None) -> Iterator[Log]:
     """Meta-train, yielding a :class:`Log` after every iteration; whoever iterates decides when to stop.
 
     ``resume`` is a previous ``log.state``: training goes on bit for bit as if it had not been interrupted. Raises
@@ -211,8 +229,11 @@ def train(world: World, policy: PolicyNet, config: Config, resume: dict[str, Any
             task = index_tasks(pool, chosen)
         try:
             batches, returns, steps = gather(world, policy, theta, log_alpha, task, config, generator)
-            for _ in range(config.epochs):
-                outer_step(policy, theta, log_alpha, batches, config, optimizer)
+            if config.outer == "trust_region":
+                trust_region_step(policy, theta, log_alpha, batches, config)
+            else:
+                for _ in range(config.epochs):
+                    outer_step(policy, theta, log_alpha, batches, config, optimizer)
         except FloatingPointError as error:
             last_good = f"the last good state is that of iteration {iteration - 1}"
             raise FloatingPointError(f"iteration {iteration}: {error}; {last_good}") from error
@@ -237,7 +258,7 @@ def train(world: World, policy: PolicyNet, config: Config, resume: dict[str, Any
 
 
 def gather(
-    world: World, policy: PolicyNet, theta: Params, log_alpha: Params, task: Any, config: Config, generator: torch.Generator
+    world: World, policy: Policy, theta: Params, log_alpha: Params, task: Any, config: Config, generator: torch.Generator
 ) -> tuple[list[Batch], list[float], int]:
     """Fresh episodes before each inner step and after the last: batches, mean returns, and environment steps taken."""
     phi = {name: p.detach().expand(config.tasks, *p.shape[1:]) for name, p in theta.items()}
@@ -254,7 +275,7 @@ def gather(
 
 
 def outer_step(
-    policy: PolicyNet,
+    policy: Policy,
     theta: Params,
     log_alpha: Params,
     batches: list[Batch],
@@ -274,3 +295,25 @@ def outer_step(
     if not all(torch.isfinite(gradient).all() for gradient in gradients):
         raise FloatingPointError("the meta-gradient is not finite (NaN or infinity)")
     optimizer.step()
+
+
+def trust_region_step(policy: Policy, theta: Params, log_alpha: Params, batches: list[Batch], config: Config) -> None:
+    """One trust-region step of θ, and of log α if it is learned, on the mean meta-objective: unclipped, the region bounds it."""
+
+    def part(start: int) -> trust_region.Part:
+        *support, query = (index_tasks(batch, slice(start, start + config.group)) for batch in batches)
+
+        def phi() -> Params:
+            return adapt_on(policy, theta, {name: p.exp() for name, p in log_alpha.items()}, support, config)
+
+        before = {name: p.detach() for name, p in phi().items()}
+
+        def evaluate() -> tuple[Tensor, Tensor]:
+            after = phi()
+            divergence = (query.weights * policy.kl(before, after, query.observations)).sum()
+            return score(policy, after, query, clip=0).sum() / config.tasks, divergence / config.tasks
+
+        return evaluate
+
+    leaves = [*theta.values(), *(log_alpha.values() if config.step_sizes != "fixed" else ())]
+    trust_region.step(leaves, [part(start) for start in range(0, config.tasks, config.group)], config.radius)

@@ -6,6 +6,7 @@ of one means that every learner shares the parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,6 +82,8 @@ class PolicyNet:
     hidden: tuple[int, ...] = (64, 64)
     observation_scale: tuple[float, ...] | None = None
 
+    action_shape, action_dtype = (), torch.int64  # of one action
+
     def __post_init__(self) -> None:
         check_scale(self.observation_scale, self.observation_size)
 
@@ -98,6 +101,11 @@ class PolicyNet:
         """log π(actions | observations), ``[learner, ...]``."""
         return self.logits(params, observations).log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1)
 
+    def kl(self, params: Params, other: Params, observations: Tensor) -> Tensor:
+        """KL(π of ``params`` ‖ π of ``other``) in every observation, in nats, ``[learner, ...]``."""
+        log_p, log_q = (self.logits(p, observations).log_softmax(-1) for p in (params, other))
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+
     def noise(self, shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Gumbel noise ``[*shape, action]``: what :meth:`act` needs to draw an action at each entry of ``shape``."""
         exponential = torch.empty(*shape, self.actions, dtype=dtype, device=generator.device)
@@ -112,6 +120,82 @@ class PolicyNet:
         logits = self.logits(params, observations)
         actions = (logits if noise is None else logits + noise).argmax(-1)
         return actions, logits.log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class GaussianPolicyNet:
+    """A Gaussian policy over continuous actions, for many learners at once: :class:`PolicyNet`'s layers give the mean.
+
+    The logarithm of the standard deviation is a parameter too, ``log_std`` ``[learner, 1, action]``: one for each dimension of
+    the action, the same in every state, and never below log ``min_std``, where its gradient is zero. Densities are of the whole
+    action, so that log-probabilities are *summed* over its dimensions.
+
+    ``action_scale`` multiplies mean and standard deviation: the network, ``initial_std`` and ``min_std`` count in it.
+    Actions are not clipped here; a world clips what it is given.
+    """
+
+    observation_size: int
+    action_size: int
+    hidden: tuple[int, ...] = (64, 64)
+    observation_scale: tuple[float, ...] | None = None
+    action_scale: float = 1.0
+    initial_std: float = 1.0
+    min_std: float = 1e-3
+
+    action_dtype = None  # that of the observations
+
+    def __post_init__(self) -> None:
+        check_scale(self.observation_scale, self.observation_size)
+        for name in ("action_scale", "min_std", "initial_std"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.initial_std < self.min_std:
+            raise ValueError(f"initial_std must be at least min_std, {self.min_std}, got {self.initial_std}")
+
+    @property
+    def action_shape(self) -> tuple[int]:
+        return (self.action_size,)
+
+    def init(self, learners: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Fresh parameters, leaves ``[learner, ...]``; the mean they give is close to zero."""
+        params = init_mlp((self.observation_size, *self.hidden, self.action_size), learners, generator, 0.01, dtype)
+        start = torch.full((learners, 1, self.action_size), math.log(self.initial_std), dtype=dtype, device=generator.device)
+        return params | {"log_std": start}
+
+    def distribution(self, params: Params, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """``[learner, ..., observation]`` to mean ``[learner, ..., action]`` and log standard deviation, broadcast to it."""
+        if observations.shape[-1] != self.observation_size:
+            raise ValueError(f"observations have size {observations.shape[-1]}, the policy expects {self.observation_size}")
+        layers = {name: p for name, p in params.items() if name != "log_std"}
+        mean = self.action_scale * mlp(layers, scaled(observations, self.observation_scale))
+        log_std = params["log_std"].clamp(min=math.log(self.min_std)) + math.log(self.action_scale)
+        return mean, log_std.reshape(-1, *(1,) * (mean.dim() - 2), self.action_size)
+
+    def log_prob(self, params: Params, observations: Tensor, actions: Tensor) -> Tensor:
+        """log π(actions | observations), ``[learner, ...]``, of actions ``[learner, ..., action]``."""
+        mean, log_std = self.distribution(params, observations)
+        return gaussian_log_prob((actions - mean) * (-log_std).exp(), log_std)
+
+    def kl(self, params: Params, other: Params, observations: Tensor) -> Tensor:
+        """KL(π of ``params`` ‖ π of ``other``) in every observation, in nats, ``[learner, ...]``."""
+        (mean_p, log_p), (mean_q, log_q) = (self.distribution(p, observations) for p in (params, other))
+        squares = (2 * (log_p - log_q)).exp() + ((mean_p - mean_q) * (-log_q).exp()).square()
+        return (log_q - log_p + 0.5 * (squares - 1)).sum(-1)
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal noise ``[*shape, action]``: what :meth:`act` needs to draw an action at each entry of ``shape``."""
+        return torch.randn(*shape, self.action_size, generator=generator, dtype=dtype, device=generator.device)
+
+    def act(self, params: Params, observations: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sample an action and give its log-probability; ``noise=None`` takes the mean."""
+        mean, log_std = self.distribution(params, observations)
+        noise = torch.zeros_like(mean) if noise is None else noise
+        return mean + log_std.exp() * noise, gaussian_log_prob(noise, log_std)
+
+
+def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
+    """log N(μ + σε; μ, σ²) for ``noise`` ε ``[..., action]``, summed over the dimensions of the action: ``[...]``."""
+    return (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Rollout(NamedTuple):
     """Episodes side by side. Entries at which ``alive`` is False are padding after an episode's end."""
 
     observations: Tensor  # [..., env, time, observation]
-    actions: Tensor  # [..., env, time]
+    actions: Tensor  # [..., env, time], or [..., env, time, action] where they are continuous
     log_probs: Tensor  # [..., env, time], log π(action | observation) of the policy that acted
     rewards: Tensor  # [..., env, time]
     next_observations: Tensor  # [..., env, time, observation], before any reset
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     """Transitions of every learner, packed; ``weights`` sum to one per learner and are 0 at padding."""
 
     observations: Tensor  # [learner, sample, observation]
-    actions: Tensor  # [learner, sample]
+    actions: Tensor  # [learner, sample], or [learner, sample, action] where they are continuous
     log_probs: Tensor  # [learner, sample], of the policy that acted
     advantages: Tensor  # [learner, sample]
     weights: Tensor  # [learner, sample]
