@@ -1,7 +1,8 @@
 """Bridges between our worlds and Gymnasium's environments :cite:p:`towers2024gymnasium`, one in each direction.
 
 **Ours as Gymnasium's.** Importing this module registers an environment for every named distribution of
-:mod:`metarl_lib.cartpole`: ``metarl/CartPole-flipwide-v0`` and so on. Gymnasium can import it by itself::
+:mod:`metarl_lib.cartpole`, ``metarl/CartPole-flipwide-v0`` and so on, and ``metarl/Navigation-v0`` for
+:mod:`metarl_lib.navigation`. Gymnasium can import it by itself::
 
     gymnasium.make("metarl_lib.gymnasium_bridge:metarl/CartPole-flipwide-v0", split="test")
     gymnasium.make_vec("metarl_lib.gymnasium_bridge:metarl/CartPole-flipwide-v0", num_envs=8)
@@ -23,6 +24,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from .cartpole import DISTRIBUTIONS, CartPole
+from .navigation import Navigation
 from .types import Step, World, select
 
 # --- ours as Gymnasium's ----------------------------------------------------------------------------------------------
@@ -70,7 +72,7 @@ class _Episodes:
         if self.state is None:
             raise gymnasium.error.ResetNeeded("call reset() before the first step()")
         # Spaces take integers of every kind, tensors are indexed by int64; torch.tensor copies.
-        chosen = torch.tensor(actions, dtype=torch.int64)[:, None]
+        chosen = torch.tensor(actions, dtype=torch.int64 if hasattr(self.world, "actions") else self.world.dtype)[:, None]
         state, step = self.world.step(self.task, self.state, chosen, self.generator)
         if ended is not None and ended.any():
             mask = torch.from_numpy(ended)[:, None]
@@ -91,14 +93,14 @@ def _observation_space(world: World) -> spaces.Box:
     return spaces.Box(-largest, largest, (world.observation_size,), np.float32)
 
 
-def _action_space(world: World) -> spaces.Discrete:
-    if not hasattr(world, "actions"):
-        raise ValueError(f"world must have discrete actions, got one with continuous actions, {world!r}")
-    return spaces.Discrete(world.actions)
+def _action_space(world: World) -> spaces.Discrete | spaces.Box:
+    if hasattr(world, "actions"):
+        return spaces.Discrete(world.actions)
+    return spaces.Box(np.float32(world.action_low), np.float32(world.action_high), dtype=np.float32)
 
 
-class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """One of our worlds with discrete actions as a Gymnasium environment, playing one task.
+class WorldEnv(gymnasium.Env[np.ndarray, Any]):
+    """One of our worlds as a Gymnasium environment, playing one task.
 
     ``task``, of the type that ``world.sample_tasks`` returns and with tensors ``[1]`` or plain numbers, fixes what is
     played; so does ``reset(options={"task": task})``, from then on. Otherwise a task of ``split`` is drawn at the first
@@ -120,7 +122,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
         super().reset(seed=seed)
         return self._episodes.reset(self.np_random, seed is not None, options)[0], {}
 
-    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
             raise ValueError(f"action must be in {self.action_space}, got {action!r}")
         observation, reward, terminated, truncated = self._episodes.step(np.array([action]))
@@ -128,7 +130,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.int64]):
 
 
 class WorldVectorEnv(VectorEnv):
-    """One of our worlds with discrete actions as a Gymnasium vector environment: all environments advance in one batched call.
+    """One of our worlds as a Gymnasium vector environment: all environments advance in one batched call.
 
     Every environment plays a task of its own, as in a ``SyncVectorEnv`` of :class:`WorldEnv`; what is said there of ``task``
     and of resets holds here too, with tensors ``[1]`` for one task that all environments share, or ``[num_envs]``.
@@ -192,6 +194,26 @@ for _name in DISTRIBUTIONS:
         max_episode_steps=CartPole.max_steps,
         kwargs={"distribution": _name},
     )
+
+
+def navigation(task: Any = None, split: str = "train") -> WorldEnv:
+    """What ``gymnasium.make("metarl/Navigation-v0")`` builds, for Gymnasium's own ``TimeLimit`` to truncate."""
+    return WorldEnv(Navigation(max_steps=2**31 - 1), task, split)
+
+
+def navigation_vector(
+    num_envs: int = 1, max_episode_steps: int = Navigation.max_steps, task: Any = None, split: str = "train"
+) -> WorldVectorEnv:
+    """What ``gymnasium.make_vec("metarl/Navigation-v0", vectorization_mode="vector_entry_point")`` builds."""
+    return WorldVectorEnv(Navigation(max_episode_steps), num_envs, task, split)
+
+
+gymnasium.register(
+    "metarl/Navigation-v0",
+    entry_point="metarl_lib.gymnasium_bridge:navigation",
+    vector_entry_point="metarl_lib.gymnasium_bridge:navigation_vector",
+    max_episode_steps=Navigation.max_steps,
+)
 
 
 # --- Gymnasium's as ours ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from metarl_lib.cartpole import DISTRIBUTIONS, CartPole, Physics, State
 from metarl_lib.collect import collect
 from metarl_lib.gymnasium_bridge import GymnasiumWorld, Nothing, WorldEnv, WorldVectorEnv
+from metarl_lib.navigation import Goal, Navigation
 from metarl_lib.nets import PolicyNet
 from metarl_lib.pendulum import Pendulum
 from metarl_lib.random_mdps import RandomMDPs
@@ -231,9 +232,36 @@ def test_wrong_use_of_our_environments_is_one_clear_sentence():
         env.step(2)
     with pytest.raises(ValueError, match=r"^actions must be in MultiDiscrete\(\[2 2\]\), got array\(\[0\]\)$"):
         envs.step(np.array([0]))
-    for make in (WorldEnv, WorldVectorEnv):
-        with pytest.raises(ValueError, match=r"^world must have discrete actions, got one with continuous actions, Pendulum\("):
-            make(Pendulum())
+    walker = WorldEnv(Navigation())
+    walker.reset(seed=0)
+    with pytest.raises(ValueError, match=r"^action must be in Box\(-0\.1, 0\.1, \(2,\), float32\), got array\(\[0\.2, 0\. \]"):
+        walker.step(np.array([0.2, 0], np.float32))
+
+
+def test_continuous_actions():
+    """Navigation as Gymnasium has it: its checks, an episode by hand, and many environments as one."""
+    check_env(gymnasium.make("metarl/Navigation-v0").unwrapped)
+    env = gymnasium.make("metarl/Navigation-v0", task=Goal([0.15, -0.1]))
+    steps = episode(env, [np.array([0.1, -0.1], np.float32), np.array([0.05, 0.0], np.float32)], seed=0)
+    np.testing.assert_allclose(steps, [0, 0, 0.1, -0.1, -0.05, 0, 0, 0.15, -0.1, 0, 1, 0], rtol=0, atol=1e-6)
+    vector = gymnasium.make_vec("metarl/Navigation-v0", num_envs=3, max_episode_steps=2, task=Goal([0.15, -0.1]))
+    vector.reset(seed=0)
+    for t in range(2):
+        observation, reward, terminated, truncated, _ = vector.step(np.full((3, 2), -0.1, np.float32))
+        np.testing.assert_allclose(observation, np.full((3, 2), -0.1 * (t + 1)), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(reward, np.full(3, -np.hypot(0.15 + 0.1 * (t + 1), 0.1 * t)), rtol=0, atol=1e-6)
+        assert not terminated.any() and truncated.tolist() == [t == 1] * 3
+
+
+def test_our_pendulum_as_gymnasiums_is_gymnasiums(generator):
+    ours, theirs = WorldEnv(Pendulum()), gymnasium.make("Pendulum-v1")
+    ours.reset(seed=0)
+    theirs.reset(seed=0)
+    theirs.unwrapped.state = ours._episodes.state.body[0, 0].double().numpy()
+    for torque in np.random.default_rng(0).uniform(-2, 2, (50, 1)).astype(np.float32):
+        mine, other = ours.step(torque), theirs.step(torque)
+        np.testing.assert_allclose(mine[0], other[0], rtol=0, atol=2e-4)
+        assert mine[1] == pytest.approx(other[1], abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])

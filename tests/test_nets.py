@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import scipy.stats
 import torch
 from torch import nn
 
 from metarl_lib.dqn import QNet
-from metarl_lib.nets import PolicyNet, ValueNet, init_mlp, mlp, to_module
+from metarl_lib.nets import GaussianPolicyNet, PolicyNet, ValueNet, init_mlp, mlp, to_module
 
 
 @pytest.fixture
@@ -99,6 +101,96 @@ def test_log_prob_is_the_logarithm_of_a_distribution(generator, policy):
     reference = torch.distributions.Categorical(logits=policy.logits(params, x))
     assert torch.allclose(every.exp().sum(-1), torch.ones(3, 7, dtype=torch.float64), rtol=0, atol=1e-12)
     assert torch.allclose(every[..., 2], reference.log_prob(torch.tensor(2)), rtol=0, atol=1e-12)
+
+
+def test_kl_of_softmax_policies_is_a_sum_over_actions(generator, policy):
+    p, q = random_params(policy, 3, generator), random_params(policy, 3, generator)
+    x = torch.randn(3, 7, 3, generator=generator, dtype=torch.float64)
+    reference = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=policy.logits(w, x)) for w in (p, q)))
+    assert torch.allclose(policy.kl(p, q, x), reference, rtol=0, atol=1e-12) and reference.min() > 1e-3
+    assert torch.allclose(policy.kl(p, p, x), torch.zeros(3, 7, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+GAUSSIAN = GaussianPolicyNet(3, 2, hidden=(5,), observation_scale=(1.0, 5.0, 0.5), action_scale=0.1, initial_std=0.5)
+
+
+def gaussian_params(learners, generator):
+    params = random_params(GAUSSIAN, learners, generator)
+    return params | {"log_std": params["log_std"] - 1}
+
+
+def reference_normal(params, x, i):
+    """Learner i's distribution by torch's own classes and a plain loop over layers."""
+    h = torch.tanh(x[i] * torch.tensor([1.0, 5.0, 0.5], dtype=x.dtype) @ params["weight_0"][i] + params["bias_0"][i, 0])
+    mean = 0.1 * (h @ params["weight_1"][i] + params["bias_1"][i, 0])
+    return torch.distributions.Independent(torch.distributions.Normal(mean, 0.1 * params["log_std"][i, 0].exp()), 1)
+
+
+@pytest.mark.parametrize("axes", [(), (7,), (4, 7)])
+def test_a_gaussian_policys_log_prob_and_kl_are_those_of_independent_normals_summed_over_dimensions(generator, axes):
+    p, q = gaussian_params(3, generator), gaussian_params(3, generator)
+    x = torch.randn(3, *axes, 3, generator=generator, dtype=torch.float64)
+    actions, log_probs = GAUSSIAN.act(p, x, GAUSSIAN.noise((3, *axes), generator, torch.float64))
+    assert actions.shape == (3, *axes, 2) and log_probs.shape == (3, *axes)
+    for i in range(3):
+        expected = reference_normal(p, x, i).log_prob(actions[i])
+        assert torch.allclose(log_probs[i], expected, rtol=0, atol=1e-10)
+        assert torch.allclose(GAUSSIAN.log_prob(p, x, actions)[i], expected, rtol=0, atol=1e-10)
+        divergence = torch.distributions.kl_divergence(reference_normal(p, x, i), reference_normal(q, x, i))
+        assert torch.allclose(GAUSSIAN.kl(p, q, x)[i], divergence, rtol=1e-10, atol=1e-10)
+
+
+def test_a_gaussian_log_prob_by_hand():
+    policy = GaussianPolicyNet(1, 2, hidden=(), initial_std=2.0)
+    params = policy.init(1, torch.Generator(), torch.float64)
+    params["weight_0"] = torch.tensor([[[1.0, -1.0]]], dtype=torch.float64)
+    seen, action = torch.tensor([[3.0]], dtype=torch.float64), torch.tensor([[5.0, -3.0]], dtype=torch.float64)
+    # Mean (3, −3), standard deviation 2: the first coordinate is one deviation off and the second is not at all.
+    expected = -0.5 - 2 * math.log(2 * math.sqrt(2 * math.pi))
+    assert policy.log_prob(params, seen, action).item() == pytest.approx(expected, abs=1e-12)
+    greedy, log_prob = policy.act(params, seen, None)
+    assert greedy.tolist() == [[3.0, -3.0]] and log_prob.item() == pytest.approx(expected + 0.5, abs=1e-12)
+
+
+def test_gaussian_noise_samples_the_normal(generator):
+    params = {name: p[:1] for name, p in gaussian_params(1, generator).items()}
+    x = torch.zeros(1, 20_000, 3, dtype=torch.float64)
+    actions, _ = GAUSSIAN.act(params, x, GAUSSIAN.noise((1, 20_000), generator, torch.float64))
+    normal = reference_normal(params, x[:, :1], 0).base_dist
+    for d in range(2):
+        mean, std = normal.mean[0, d].item(), normal.stddev[0, d].item()
+        assert scipy.stats.kstest(actions[0, :, d], "norm", (mean, std)).pvalue > 0.01
+        assert scipy.stats.kstest(actions[0, :, d], "norm", (mean, 1.1 * std)).pvalue < 1e-3  # the test would notice
+
+
+def test_the_standard_deviation_has_a_floor_at_which_it_has_no_gradient(generator):
+    policy = GaussianPolicyNet(1, 1, hidden=(), action_scale=10.0, min_std=0.5)
+    params = policy.init(2, generator, torch.float64)
+    params["log_std"] = torch.tensor([[[-3.0]], [[-0.5]]], dtype=torch.float64).requires_grad_()
+    _, log_std = policy.distribution(params, torch.zeros(2, 1, dtype=torch.float64))
+    assert log_std.exp().flatten().tolist() == pytest.approx([5.0, 10 * math.exp(-0.5)])
+    policy.log_prob(params, torch.zeros(2, 1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)).sum().backward()
+    assert params["log_std"].grad[0] == 0 and params["log_std"].grad[1] != 0
+
+
+def test_a_fresh_gaussian_policy(generator):
+    params = GAUSSIAN.init(4, generator, torch.float64)
+    assert params["log_std"].shape == (4, 1, 2) and params["log_std"].exp().flatten().tolist() == pytest.approx([0.5] * 8)
+    mean, log_std = GAUSSIAN.distribution(params, torch.randn(4, 9, 3, generator=generator, dtype=torch.float64))
+    assert mean.abs().max() < 0.01 and log_std.exp().flatten().tolist() == pytest.approx([0.05] * 8)
+    shared = {name: p[:1] for name, p in params.items()}
+    x = torch.randn(4, 9, 3, generator=generator, dtype=torch.float64)
+    copies = {name: p.expand(4, *p.shape[1:]) for name, p in shared.items()}
+    assert torch.allclose(GAUSSIAN.distribution(shared, x)[0], GAUSSIAN.distribution(copies, x)[0], rtol=0, atol=1e-12)
+
+
+def test_a_gaussian_policy_refuses_what_does_not_fit(generator):
+    with pytest.raises(ValueError, match=r"^min_std must be positive and finite, got 0.0$"):
+        GaussianPolicyNet(3, 2, min_std=0.0)
+    with pytest.raises(ValueError, match=r"^initial_std must be at least min_std, 0.5, got 0.1$"):
+        GaussianPolicyNet(3, 2, min_std=0.5, initial_std=0.1)
+    with pytest.raises(ValueError, match=r"^observations have size 5, the policy expects 3$"):
+        GAUSSIAN.distribution(GAUSSIAN.init(2, generator), torch.zeros(2, 7, 5))
 
 
 def test_initial_parameters(generator):
