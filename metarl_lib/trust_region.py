@@ -64,7 +64,7 @@ def step(
     leaves: Sequence[Tensor],
     parts: Sequence[Part],
     radius: float,
-    iterations: int = 10,
+    iterations: int = 5,
     damping: float = 1e-5,
     shrink: float = 0.8,
     backtracks: int = 15,
@@ -72,8 +72,8 @@ def step(
     """Move ``leaves`` in place by one step that raises the sum of the parts' objectives within ``radius`` (δ, in nats).
 
     ``iterations`` of conjugate gradients are taken on F + ``damping``·1; the line search tries ``backtracks`` steps, each
-    ``shrink`` times as long as the one before, and leaves everything as it was if none will do. Constants are those of the
-    paper's released code. Raises ``FloatingPointError`` if the gradient is not finite.
+    ``shrink`` times as long as the one before, and leaves everything as it was if none will do. Constants are those of MAML's
+    released code, except that it takes ten iterations. Raises ``FloatingPointError`` if the gradient is not finite.
     """
     objective, gradient, slopes = 0.0, 0.0, []
     for part in parts:
@@ -88,7 +88,8 @@ def step(
         return sum((flat_gradient(slope @ v, leaves) for slope in slopes), damping * v)
 
     direction = conjugate_gradient(product, gradient, iterations)
-    curvature = float(direction @ product(direction))
+    # Conjugate gradients leave a residual that is orthogonal to x, so that xᵀA x is xᵀg, whenever they stop.
+    curvature = float(direction @ gradient)
     slopes.clear()  # and with them the graphs, which are as large as the batch
     start = [leaf.detach().clone() for leaf in leaves]
     if curvature > 0:

@@ -1,0 +1,195 @@
+"""MAML on 2-D navigation :cite:p:`finn2017model`: three outer updates, and what adapts without meta-learning.
+
+For every seed: train each method on goals of the training split, then measure the return after 0–3 gradient steps on the forty
+goals that the paper's released code evaluates on, on 40 goals of the test split, and on 40 outside the square. The methods of
+one seed see the same held-out goals; seeds see different ones, except that the paper's are always the same.
+
+- **MAML**, trained for one step of adaptation as in the paper, by three outer updates at equal interaction: *clipped* (three
+  epochs of Adam on a clipped ratio), *Adam* (one step of it on the plain gradient) and *trust region*, the paper's own.
+- **Pretraining**: one policy for all training goals, with MAML's environment steps, then fine-tuned.
+- **Random init**: a fresh network, fine-tuned.
+- **Oracle**: goes straight to the goal. Its return is exact.
+
+A gradient step uses twenty episodes, as in training; on the paper's goals forty, as in the released evaluation, which collects
+4,000 steps for it. As there, MAML's steps after the first are half as long. Fine-tuned methods use, for each number of steps, the
+step size of ``STEP_SIZES``, and the length of later steps of ``LATER``, that scored best with that number of steps on 20
+validation goals.
+
+What differs from the released code besides the outer update: two layers of 64 tanh units for 100 ReLUs; a smaller initial
+standard deviation; step sizes that are learned; a baseline that is never fitted on the episodes that it scores. ``TRIED``
+says what was tuned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoint, maml, results
+from ..evaluate import adaptation_curve, interval
+from ..navigation import Goal, Navigation, best_return, paper_goals, policy_for
+from . import Progress, run_pieces
+
+NAME = "maml-navigation"
+STEPS = 3
+STEP_SIZES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+HALVED = 0.5  # the length of steps after the first, as a fraction of the first's
+LATER = (1.0, HALVED)
+TEST_GOALS, VALIDATION_GOALS = 40, 20
+SPLITS = ("paper", "test", "ood")
+WORLD = Navigation()
+POLICY = policy_for(WORLD)
+
+MAML = maml.Config(iterations=40, step_sizes="per_parameter", inner_step_size=0.2, gae_lambda=1.0)
+METHODS = {
+    "MAML, clipped": MAML,
+    "MAML, Adam": replace(MAML, clip=0, epochs=1),
+    "MAML, trust region": replace(MAML, outer="trust_region"),
+    "pretraining": replace(MAML, inner_steps=0, iterations=80, meta_step_size=2e-3),
+    "random init": replace(MAML, inner_steps=0, iterations=0),
+}
+ORACLE = "oracle"
+FINE_TUNED = ("pretraining", "random init")
+TRIED = ""
+
+# In the paper's released result files: mean over the forty goals and half-width of its 95% interval, for a single policy.
+SOURCE = "cbfinn/maml_rl, icml/"
+RELEASED = {
+    "MAML, trust region": ("−40.41 ± 4.01", "−11.68 ± 2.16", "−3.33 ± 0.55", "−3.23 ± 0.58"),
+    "random init": ("−82.66 ± 2.16", "−57.96 ± 1.84", "−53.84 ± 1.62", "−46.81 ± 1.28"),
+}
+ORACLE_RELEASED = "−2.29 ± 0.14"
+
+
+def measure(method: str, seed: int, scale: float) -> dict[str, Any]:
+    """Train one method with one seed and measure it on held-out goals: one piece of the experiment."""
+    config = METHODS[method]
+    config = replace(config, seed=seed, iterations=round(config.iterations * scale))
+    state, piece = maml.initial_state(WORLD, POLICY, config), {"training": [], "env_steps": []}
+    started = time.process_time()
+    for log in maml.train(WORLD, POLICY, config):
+        state = log.state
+        piece["training"].append([round(r, 2) for r in log.returns])
+        piece["env_steps"].append(log.env_steps)
+    piece["training_seconds"] = time.process_time() - started
+
+    theta, alpha = state["params"], {name: p.exp() for name, p in state["log_step_sizes"].items()}
+    if method in FINE_TUNED:
+        piece["chosen"] = best_step_sizes(theta, seed, config)
+    for split in SPLITS:
+        tasks, episodes = goals(split, seed, scale), 40 if split == "paper" else 20
+        if method in FINE_TUNED:  # one evaluation for each pair that some number of steps has chosen
+            curves = {pair: evaluate(theta, *pair, tasks, seed, config, episodes) for pair in set(piece["chosen"])}
+            pairs = [piece["chosen"][0], *piece["chosen"]]
+            piece[split] = [curves[pair][k] for k, pair in enumerate(pairs)]
+        else:
+            piece[split] = evaluate(theta, alpha, HALVED, tasks, seed, config, episodes)
+    if seed == 0:
+        piece["params"] = {name: p.tolist() for name, p in theta.items()}
+        piece["learned"] = {name: p.tolist() for name, p in alpha.items()}
+    return piece
+
+
+def generator_for(stream: int, seed: int) -> torch.Generator:
+    """Random numbers for one purpose, the same for every method of a seed."""
+    return torch.Generator().manual_seed(stream + seed)
+
+
+def goals(split: str, seed: int, scale: float) -> Goal:
+    """What is measured on."""
+    if split == "paper":
+        return paper_goals(WORLD.dtype)
+    return WORLD.sample_tasks(max(2, round(TEST_GOALS * scale)), generator_for(10_000, seed), split)
+
+
+def evaluate(
+    theta: dict, alpha: Any, later: float, tasks: Goal, seed: int, config: maml.Config, episodes: int = 20
+) -> list[float]:
+    """Return after 0 … STEPS steps, averaged over goals."""
+    generator, settings = generator_for(20_000, seed), (config.surrogate, config.discount, config.gae_lambda)
+    curve = adaptation_curve(WORLD, POLICY, theta, alpha, tasks, generator, STEPS, episodes, *settings, later=later)
+    return curve.mean(-1).tolist()
+
+
+def best_step_sizes(theta: dict, seed: int, config: maml.Config) -> list[tuple[float, float]]:
+    """For 1 … STEPS steps, the step size and the factor on later ones that earned most on validation goals after that many."""
+    tasks = WORLD.sample_tasks(VALIDATION_GOALS, generator_for(30_000, seed), "validation")
+    pairs = [(alpha, later) for alpha in STEP_SIZES for later in LATER]
+    best = torch.tensor([evaluate(theta, *pair, tasks, seed, config) for pair in pairs]).argmax(0)
+    return [pairs[int(best[k])] for k in range(1, STEPS + 1)]
+
+
+def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
+    """The result, in the form of :mod:`metarl_lib.results`."""
+    seeds = 5 if seeds is None else seeds
+    digest = hashlib.sha256(repr((METHODS, POLICY, STEP_SIZES, scale)).encode()).hexdigest()[:8]
+    pieces = [(method, seed, scale) for seed in range(seeds) for method in METHODS]
+    done = dict(zip(pieces, run_pieces(measure, pieces, Path("runs") / f"{NAME}-{digest}", progress), strict=True))
+
+    metrics, curves, chosen = {}, {}, {}
+    for method in METHODS:
+        of_method = [done[method, seed, scale] for seed in range(seeds)]
+        for split in SPLITS:
+            samples = curves[f"{split} · {method}"] = [piece[split] for piece in of_method]
+            for k, after_k in enumerate(zip(*samples, strict=True)):
+                published = RELEASED[method][k] if split == "paper" and method in RELEASED else None
+                metrics[f"{split} · {method} · after {k}"] = metric(after_k, "return", published)
+        metrics[f"{method} · environment steps"] = metric(
+            [max(p["env_steps"], default=0) for p in of_method], "environment steps"
+        )
+        metrics[f"{method} · training time"] = metric([piece["training_seconds"] for piece in of_method], "CPU seconds")
+        curves[f"training · {method}"] = [piece["training"] for piece in of_method]
+        curves[f"environment steps · {method}"] = [piece["env_steps"] for piece in of_method]
+        if method in FINE_TUNED:
+            chosen[method] = [piece["chosen"] for piece in of_method]
+    for split in SPLITS:
+        best = [best_return(WORLD, goals(split, seed, scale)).mean().item() for seed in range(seeds)]
+        metrics[f"{split} · {ORACLE}"] = metric(best, "return", ORACLE_RELEASED if split == "paper" else None)
+    if scale == 1:
+        save_weights(done)
+    return {
+        "name": NAME,
+        "title": "MAML on 2-D navigation: three outer updates, and what adapts without meta-learning",
+        "command": f"python -m metarl_lib reproduce {NAME}",
+        "seeds": list(range(seeds)),
+        "config": {
+            "methods": {name: asdict(config) for name, config in METHODS.items()},
+            "policy": asdict(POLICY),
+            "test goals a seed": TEST_GOALS,
+            "validation goals a seed": VALIDATION_GOALS,
+            "step sizes tried": list(STEP_SIZES),
+            "factors on later steps tried": list(LATER),
+            "step sizes and factors chosen after 1, 2, 3 steps": chosen,
+            "tried": TRIED,
+        },
+        "versions": results.versions(),
+        "hardware": results.hardware(),
+        "cpu_seconds": sum(piece["cpu_seconds"] for piece in done.values()),
+        "metrics": metrics,
+        "curves": curves,
+    }
+
+
+def metric(samples: Any, unit: str, published: str | None = None) -> dict[str, Any]:
+    """Mean and interval over seeds."""
+    mean, low, high = (float(x) for x in interval(samples))
+    source = SOURCE if published else None
+    return {"value": mean, "low": low, "high": high, "n": len(samples), "unit": unit, "published": published, "source": source}
+
+
+def save_weights(done: dict) -> None:
+    """Seed 0's weights and step sizes, beside the result, for whoever wants to see them move."""
+    weights = {}
+    for method in ("MAML, clipped", "pretraining"):
+        piece = done[method, 0, 1.0]
+        weights[method] = {
+            "params": {name: torch.tensor(p) for name, p in piece["params"].items()},
+            "step_sizes": {name: torch.tensor(alpha) for name, alpha in piece["learned"].items()},
+        }
+    weights["pretraining"]["chosen"] = [list(pair) for pair in done["pretraining", 0, 1.0]["chosen"]]
+    checkpoint.save(results.folder() / f"{NAME}.pt", weights)
