@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from metarl_lib import maml, rl2
+from metarl_lib import maml, results, rl2
 from metarl_lib.cartpole import SPLITS
 from metarl_lib.collect import collect
+from metarl_lib.experiments import lane_keeping as experiment
 from metarl_lib.gymnasium_bridge import WorldEnv
 from metarl_lib.lane_keeping import (
     DISTRIBUTIONS,
@@ -343,3 +345,40 @@ def test_bad_input_is_one_clear_sentence(world, generator):
         world.sample_tasks(1, generator, "eval")
     with pytest.raises(ValueError, match="^n must be at least 1 episode, got 0$"):
         world.reset(world.sample_tasks(1, generator), 0, generator)
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+
+
+def test_an_episode_after_experience_starts_anew_with_the_memory_kept(generator):
+    """A policy whose only action is to hold the wheel straight earns what the road gives, whatever it remembers."""
+    world, config = LaneKeeping(max_steps=40), rl2.Config(trials=4, trial_steps=20, width=8)
+    policy, task = rl2.Policy(world, config, generator), world.sample_tasks(50, generator)
+    with torch.no_grad():
+        policy.logits.bias[STRAIGHT] = 50.0
+    straight = drive(world, task, lambda x, _: torch.full(x.shape[:-1], STRAIGHT), 1, torch.Generator().manual_seed(1))
+    got = experiment.return_after(world, policy, task, 0, torch.Generator().manual_seed(1))
+    assert torch.allclose(got, straight.returns[:, 0])
+    later = experiment.return_after(world, policy, task, 30, torch.Generator().manual_seed(1))
+    assert later.shape == (50,) and (later > 0).all() and later.mean() == pytest.approx(got.mean().item(), rel=0.25)
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {"RL²": dict(trials=8, trial_steps=20, minibatches=2)}
+    methods = {k: replace(c, **small.get(k, dict(tasks=4, episodes=4))) for k, c in experiment.METHODS.items()}
+    monkeypatch.setattr(experiment, "METHODS", methods)
+    monkeypatch.setattr(
+        experiment, "run_pieces", lambda work, pieces, folder, progress: [work(*p) | {"cpu_seconds": 1.0} for p in pieces]
+    )
+    monkeypatch.setattr(experiment, "STEP_SIZES", (0.1, 10.0))
+    monkeypatch.setattr(experiment, "VALIDATION_TASKS", 4)
+    result = experiment.run(2, 0.05, lambda *_: None)
+    results.check(result)
+    metrics = result["metrics"]
+    assert metrics["test · driver who knows the car · after 0"]["value"] > 195
+    assert metrics["ood · driver who does not · after 0"]["value"] < 150
+    assert {k for k in metrics if k.startswith("test · MAML")} == {f"test · MAML · after {k}" for k in range(4)}
+    assert "test · RL² · after 1" in metrics and "test · oracle · after 1" not in metrics
+    assert len(result["config"]["step sizes chosen after 1, 2, 3 steps"]["random init"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from scipy.sparse.csgraph import shortest_path
 
-from metarl_lib import maml, rl2
+from metarl_lib import maml, results, rl2
+from metarl_lib.experiments import maze as experiment
 from metarl_lib.gymnasium_bridge import WorldEnv
 from metarl_lib.maze import (
     CHESTS,
@@ -286,3 +288,25 @@ def test_bad_input_is_one_clear_sentence(generator):
         world.sample_tasks(0, generator)
     with pytest.raises(ValueError, match="^n must be at least 1 episode, got 0$"):
         world.reset(world.sample_tasks(1, generator), 0, generator)
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment, "RL2", replace(experiment.RL2, trials=8, minibatches=2))
+    small = {name: replace(config, tasks=4, episodes=4) for name, config in experiment.GRADIENTS.items()}
+    monkeypatch.setattr(experiment, "GRADIENTS", small)
+    monkeypatch.setattr(
+        experiment, "run_pieces", lambda work, pieces, folder, progress: [work(*p) | {"cpu_seconds": 1.0} for p in pieces]
+    )
+    monkeypatch.setattr(experiment, "STEP_SIZES", (0.1, 10.0))
+    result = experiment.run(2, 0.02, lambda *_: None)
+    results.check(result)
+    prizes = {name: result["metrics"][f"{name} · prizes"]["value"] for name in experiment.references()}
+    assert prizes["random walk"] < prizes["systematic search"] <= prizes["best player"] < prizes["knows the goal"]
+    assert prizes["best player"] == pytest.approx(18.375) and prizes["knows the goal"] == pytest.approx(21.25)
+    assert result["metrics"]["RL² · prizes"]["value"] < prizes["best player"]
+    assert {k for k in result["metrics"] if k.startswith("MAML · after")} == {f"MAML · after {k}" for k in range(4)}
