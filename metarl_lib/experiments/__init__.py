@@ -54,6 +54,7 @@ EXPERIMENTS = {
     "few-shot-glyphs": Experiment("few_shot_glyphs", "Few-shot recognition of letters from unseen alphabets", 13),
     "rl2-bandits": Experiment("rl2_bandits", "RL² on bandits: what exploration is worth", 15),
     "rl2-mdp": Experiment("rl2_mdp", "RL² on random decision processes, against posterior sampling", 10),
+    "estimator-bias": Experiment("estimator_bias", "The meta-gradient: bias and variance of its estimators", 4),
     "lane-keeping": Experiment("lane_keeping", "Keeping the lane in a car whose steering may be reversed", 8),
     "maze": Experiment("maze", "A hidden prize in a maze: RL² against the best player", 5),
     "maml-cartpole": Experiment("maml_cartpole", "MAML on CartPole: adaptation on held-out tasks", 40),
