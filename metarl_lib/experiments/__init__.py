@@ -57,6 +57,7 @@ EXPERIMENTS = {
     "estimator-bias": Experiment("estimator_bias", "The meta-gradient: bias and variance of its estimators", 4),
     "lane-keeping": Experiment("lane_keeping", "Keeping the lane in a car whose steering may be reversed", 8),
     "maze": Experiment("maze", "A hidden prize in a maze: RL² against the best player", 5),
+    "pmaml-ambiguous": Experiment("pmaml_ambiguous", "Sinusoids or lines: one answer or several", 6),
     "maml-cartpole": Experiment("maml_cartpole", "MAML on CartPole: adaptation on held-out tasks", 40),
 }
 
