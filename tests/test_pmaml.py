@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from itertools import islice
@@ -12,7 +13,8 @@ from test_supervised_maml import Bars, convolutional, init_convolutional
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from metarl_lib import pmaml, supervised_maml as maml
+from metarl_lib import checkpoint, pmaml, results, supervised_maml as maml
+from metarl_lib.experiments import pmaml_ambiguous as experiment
 from metarl_lib.sinusoids import Examples, SinusoidsOrLines
 from metarl_lib.types import Params, index_tasks
 
@@ -514,3 +516,62 @@ def test_a_variance_that_vanishes_stops_training():
 def test_a_bad_setting_is_named_in_one_sentence(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
+
+
+# --- the full-size run, made small ------------------------------------------------------------------------------------
+
+
+def test_the_experiment_gives_a_result_of_the_one_form_and_weights_that_predict(tmp_path, monkeypatch):
+    kept = {}
+
+    def run_here(work, pieces, *_):
+        for piece in pieces:
+            kept[piece[:2]] = json.loads(json.dumps(work(*piece)))
+        return [kept[piece[:2]] | {"cpu_seconds": 1.0} for piece in pieces]
+
+    monkeypatch.setattr(experiment, "run_pieces", run_here)
+    result = json.loads(json.dumps(experiment.run(2, 0.0005, None), allow_nan=False))
+    results.check(result)
+    assert result["name"] == experiment.NAME and result["seeds"] == [0, 1]
+    metrics = {label: metric["value"] for label, metric in result["metrics"].items()}
+    for label in ("PMAML, 16 samples", "MAML", "four MAMLs", "MAML, trained longer", "MAML, noise predicted"):
+        assert metrics["exact posterior · NLL"] < metrics[f"{label} · NLL"]
+        assert metrics["exact posterior · squared error"] < metrics[f"{label} · squared error"]
+        assert len(result["curves"][f"coverage · {label}"][0]) == len(result["curves"]["coverage · levels"])
+    assert metrics["MAML · squared error of the best sample"] == metrics["MAML · squared error"]
+    assert metrics["four MAMLs · squared error of the best sample"] < metrics["MAML · squared error"]
+    assert metrics["MAML · both kinds covered"] == 0 < metrics["exact posterior · both kinds covered"]
+    # Seed 0's weights, from disk, predict what they did.
+    monkeypatch.setattr(results, "folder", lambda: tmp_path)
+    experiment.save_weights({method: kept[method, 0] for method in experiment.SAVED})
+    saved, tasks = checkpoint.load(tmp_path / "pmaml-ambiguous.pt"), experiment.held_out(20, "test", 0)
+    theta, maml_weights = pmaml.Theta(**saved["PMAML"]), (saved["MAML"]["params"], saved["MAML"]["step_sizes"])
+    for method, learned, label in (("PMAML", theta, "PMAML, 64 samples"), ("MAML", maml_weights, "MAML")):
+        samples = experiment.predicted(method, learned, tasks, 64, 0)
+        error = (samples.at_queries.mean(1) - WORLD.function(tasks.task, tasks.query.x)[..., 0]).square().mean().item()
+        assert error == pytest.approx(kept[method, 0]["rows"][label]["squared error"], rel=1e-3)
+
+
+def test_in_an_ensemble_a_sample_is_a_learner_that_adapts_alone():
+    draws = generator()
+    params = pmaml.init(3, draws)
+    step_sizes = {
+        name: torch.full_like(p[:, :1, :1], 0.01) * (1 + torch.arange(3.0)[:, None, None]) for name, p in params.items()
+    }
+    tasks = experiment.held_out(30, "test", 0)
+    found = experiment.predicted("MAML", (params, step_sizes), tasks, 0, 0)
+    for learner in range(3):
+        one = slice(learner, learner + 1)
+        theta, alpha = ({name: p[one] for name, p in leaves.items()} for leaves in (params, step_sizes))
+        phi = maml.adapt(maml.spread(theta, 30), alpha, tasks.support, 3, apply=pmaml.apply, loss=pmaml.KNOWN_NOISE)
+        expected = pmaml.apply(phi, tasks.query.x)[..., 0].double()
+        torch.testing.assert_close(found.at_queries[:, learner], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_noise_is_the_one_of_least_nll_on_validation_tasks():
+    # Predictions that are off by 0.8 everywhere: of the grid's, the standard deviation that fits errors of 0.8² + 0.3².
+    tasks = experiment.held_out(200, "validation", 0)
+    off = WORLD.function(tasks.task, tasks.query.x)[..., 0].double()[:, None] + 0.8
+    assert experiment.chosen_noise(tasks, experiment.Samples(off, off, None)) == min(
+        experiment.NOISES, key=lambda noise: math.log(noise) + (0.8**2 + 0.3**2) / (2 * noise**2)
+    )
