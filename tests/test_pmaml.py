@@ -420,14 +420,15 @@ def test_both_answers_are_found_where_the_examples_fit_two():
             return Examples(support, support), Examples(x, task * x.square() + NOISE * torch.randn(x.shape, generator=draws))
 
     init = lambda learners, draws: pmaml.init(learners, draws, (1, 16, 1), 4)  # noqa: E731
-    config = pmaml.Config(700, tasks=16, shots=1, queries=8, inner_steps=1, inner_step_size=1e-3, meta_step_size=1e-2)
+    std = {"prior_std": 0.2, "inference_std": 0.2}
+    config = pmaml.Config(500, shots=1, queries=8, inner_steps=1, inner_step_size=1e-3, meta_step_size=2e-2, **std)
     *_, log = pmaml.train(Parabolas(), config, init)
     support, _ = Parabolas().support_and_query(torch.ones(1, 1, 1), 1, 1, generator())
     phi = pmaml.sample(log.theta, support, 400, config, generator(3))
     ends = pmaml.predict(phi, torch.tensor([[[-1.0], [1.0]]]))[0, :, :, 0]  # [sample, end]
     up, down = (sign * ends > 1 for sign in (1, -1))
     for answer in (up, down):
-        assert 0.3 < answer.float().mean() < 0.7, "both are as probable"
+        assert 0.2 < answer.float().mean() < 0.5, "both are as probable, and what lies between is less so"
     opposed = (up[:, 0] & down[:, 1]) | (down[:, 0] & up[:, 1])
     assert opposed.float().mean() < 0.02, "a sample is one answer or the other, at both ends"
 
