@@ -43,6 +43,8 @@ LOOKS = {
     "naive": Look("MAML, log-probability surrogate", BROWN, _DOT_DOT_DASH, "v"),
     "reptile": Look("Reptile", VIOLET, "-.", "D"),
     "rl2": Look("RL²", BROWN, "-", "P"),
+    "rl2-attention": Look("RL² with attention", VIOLET, ":", "3"),
+    "posterior-sampling": Look("posterior sampling", BLUE, ":", "4"),
     "matching-networks": Look("Matching Networks", PINK, "-", "h"),
     "pmaml": Look("probabilistic MAML", VIOLET, "-", "d"),
     # one task

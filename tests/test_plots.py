@@ -24,6 +24,7 @@ FIGURES = [
     ["maml", "domain-randomised", "first-order", "naive", "random", "oracle"],
     ["maml", "reptile", "rl2", "matching-networks", "random", "oracle"],
     ["maml", "pmaml", "random", "oracle"],
+    ["rl2", "rl2-attention", "posterior-sampling", "random", "oracle"],
     ["q-learning", "sarsa", "expected-sarsa", "random", "oracle"],
     ["reinforce", "actor-critic", "random", "oracle"],
     ["dqn", "ppo", "sac", "random"],
