@@ -219,7 +219,7 @@ def initialise(policy: Policy, generator: torch.Generator) -> None:
                 continue
             bound = 1 / math.sqrt(policy.logits.in_features if p.dim() < 2 or "gru" in name else p.shape[-1])
             p.copy_((2 * torch.rand(p.shape, generator=generator, device=generator.device) - 1) * bound)
-            if name.startswith("logits"):
+            if name.startswith("logits") or name.endswith("place"):  # random places would be noise to learn through
                 p.mul_(0.01)
 
 
