@@ -187,36 +187,36 @@ def first(samples: Samples, n: int) -> Samples:
     return Samples(*(leaf if leaf is None else leaf[:, :n] for leaf in samples))
 
 
-def chosen_noise(tasks: Tasks, samples: Samples) -> Tensor | float:
-    """The standard deviation of ``NOISES`` with the least NLL on validation tasks, except where the method gives its own."""
+def chosen_noise(tasks: Tasks, samples: Samples) -> float | None:
+    """The standard deviation of ``NOISES`` with the least NLL on validation tasks; None where the method gives its own."""
     if samples.noise is not None:
-        return -1.0
+        return None
     y = tasks.query.y[..., 0].double()
     return min(NOISES, key=lambda noise: -log_density(samples.at_queries, y, noise).mean().item())
 
 
-def row(tasks: Tasks, samples: Samples, noise: float, log_likelihood: Tensor | None = None, mean: Tensor | None = None) -> dict:
+def row(
+    tasks: Tasks, samples: Samples, noise: float | None, log_likelihood: Tensor | None = None, mean: Tensor | None = None
+) -> dict[str, Any]:
     """All measures of one method. ``log_likelihood`` and ``mean`` are given where they are known better than by samples."""
     y, truth = tasks.query.y[..., 0].double(), WORLD.function(tasks.task, tasks.query.x)[..., 0].double()
     posterior = WORLD.posterior(tasks.support)
     unsure = (posterior.line - 0.5).abs() <= 0.5 - AMBIGUOUS
-    spread = samples.noise if noise < 0 else noise
+    spread = samples.noise if noise is None else noise
     nll = -(log_density(samples.at_queries, y, spread) if log_likelihood is None else log_likelihood)
     below = cumulative(samples.at_queries, y, spread)
     error = ((samples.at_queries.mean(1) if mean is None else mean) - truth).square()
     ambiguous = posterior._replace(log_weights=posterior.log_weights[unsure])
     covered = kinds_covered(WORLD, ambiguous, samples.on_grid[unsure], GRID)
-    values = {
-        "NLL": nll.mean(),
-        "NLL, ambiguous tasks": nll[unsure].mean(),
-        "squared error": error.mean(),
-        "squared error of the best sample": best_of(samples.at_queries, truth).mean(),
+    measures = {
+        "NLL": nll.mean().item(),
+        "NLL, ambiguous tasks": nll[unsure].mean().item(),
+        "squared error": error.mean().item(),
+        "squared error of the best sample": best_of(samples.at_queries, truth).mean().item(),
         "calibration error": calibration_error(below),
-        "both kinds covered": covered.all(1).double().mean(),
-        "ambiguous": unsure.double().mean(),
-        "noise": noise,
+        "both kinds covered": covered.all(1).double().mean().item(),
     }
-    return {name: float(value) for name, value in values.items()} | {"coverage": coverage(below).tolist()}
+    return measures | {"ambiguous": unsure.double().mean().item(), "noise": noise, "coverage": coverage(below).tolist()}
 
 
 def exact_rows(tasks: Tasks, seed: int) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def exact_rows(tasks: Tasks, seed: int) -> dict[str, Any]:
         "log_likelihood": WORLD.log_predictive(posterior, tasks.query),
         "mean": WORLD.predictive_mean(posterior, tasks.query.x)[..., 0],
     }
-    found = row(tasks, first(from_posterior(tasks, 16, seed), 16), WORLD.noise, **known)
+    found = row(tasks, from_posterior(tasks, 16, seed), WORLD.noise, **known)
     many = cumulative(from_posterior(tasks, 500, seed).at_queries, tasks.query.y[..., 0].double(), WORLD.noise)
     return {"exact posterior": found | {"calibration error": calibration_error(many), "coverage": coverage(many).tolist()}}
 
@@ -255,7 +255,7 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
             rows = [piece["rows"][label] for piece in pieces]
             metrics |= {f"{label} · {name}": metric([r[name] for r in rows], unit) for name, unit in UNITS.items()}
             curves[f"coverage · {label}"] = [[round(share, 4) for share in r["coverage"]] for r in rows]
-            noises[label] = [r["noise"] if r["noise"] >= 0 else "predicted" for r in rows]
+            noises[label] = [r["noise"] for r in rows]
         if method != "exact posterior":
             metrics[f"{method} · training"] = metric([piece["training seconds"] for piece in pieces], "CPU-seconds")
             curves[f"training · {method}"] = [piece["training"] for piece in pieces]
@@ -274,7 +274,7 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
             "validation tasks a seed": VALIDATION_TASKS,
             "inputs at which a task is scored": QUERIES,
             "a task is ambiguous if the less probable kind has at least": AMBIGUOUS,
-            "standard deviations chosen, by seed": noises,
+            "standard deviation chosen (null: predicted), by seed": noises,
             "tried": TRIED,
         },
         "versions": results.versions(),
