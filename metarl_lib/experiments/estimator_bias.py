@@ -17,9 +17,10 @@ its Hessian is a sum over all episodes, and so is the variance.
 where :math:`\\nabla \\hat g` is the Hessian of the log-probability objective
 :cite:p:`al2018continuous,stadie2018importance`. Ratio and DiCE have in place of the second term an estimate of what it is
 in the limit of many episodes: biased for small N, and far less noisy :cite:p:`tang2022biased`. Here b is the return before
-adaptation, and the advantages' baseline is a number that no derivative sees. Supports are enumerated where there are few, sampled
-where there are many; the outer gradient ∇J(φ) is exact throughout, so that all noise is the support's. A meta-batch of M
-tasks divides the variance by M, and leaves the bias.
+adaptation, which is at hand, or the expected return after it, which is not; with any other b than that the noise grows with N.
+The advantages' baseline is a number that no derivative sees. Supports are enumerated where there are few, sampled where there
+are many; the outer gradient ∇J(φ) is exact throughout, so that all noise is the support's. A meta-batch of M tasks divides
+the variance by M, and leaves the bias.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Problem], Tensor]] = {
     "Loaded DiCE, baseline": lambda log_probs, problem: loaded_dice(log_probs, problem.advantages),
 }
 WITH_BASELINE = ("first-order", "log-probability, baseline", "ratio, baseline", "Loaded DiCE, baseline")
-SAMPLING = "log-probability and sampling term, baseline"
+SAMPLING = "sampling term, b = J(θ)", "sampling term, b = E J(φ)"  # the log-probability's and the sampling term
 
 
 def draw(tasks: int, states: int, actions: int, steps: int, seed: int = 0) -> tuple[Task, Tensor]:
@@ -283,7 +284,8 @@ def moments(problem: Problem, i: int, tables: Tables, size: int, drawn: tuple[Te
         estimates[name] = outer + STEP_SIZE * (hessian @ outer[..., None])[..., 0]
     naive, score = estimates["log-probability, baseline"], counts @ tables.score
     before, _ = _return_and_gradient(task, theta[:, None], problem.steps)
-    estimates[SAMPLING] = naive + (earned - before)[:, None] * score
+    estimates |= {SAMPLING[0]: naive + (earned - before)[:, None] * score}
+    estimates |= {SAMPLING[1]: naive + (earned - weights @ earned)[:, None] * score}
 
     # The sampling term less its linear part in ĝ, whose expectation is known: much less noise where supports are sampled.
     p, middle = problem.probability[i], problem.probability[i] @ tables.gradient
@@ -297,7 +299,7 @@ def moments(problem: Problem, i: int, tables: Tables, size: int, drawn: tuple[Te
         variance = _spread(estimate, weights, samples)
         # Of sampled supports a squared mean is too large by its own variance. With the sampling term nothing is left.
         bias = ((weights @ (estimate - truth)).square().sum() - _spread(estimate - truth, weights, samples) / samples).clamp(0)
-        bias = bias * (name != SAMPLING)
+        bias = bias * (name not in SAMPLING)
         squares = {"bias": bias, "sd": variance, "error": bias + variance, "error of a meta-batch": bias + variance / META_BATCH}
         found |= {f"{name} · {key}": float(square.sqrt() / target.norm()) for key, square in squares.items()}
     limit = outer_there[0] + STEP_SIZE * torch.einsum("e,epq,q->p", p, tables.hessians["Loaded DiCE, baseline"], outer_there[0])
@@ -395,7 +397,7 @@ def metrics_of(world: str, found: dict[str, dict[str, list[float]]], seeds: int)
 
 def metrics_of_supports(world: str, curves: dict[str, list], tasks: int) -> dict[str, Any]:
     metrics, at = {}, BATCHES.index(TABLED)
-    for name in (*WITH_BASELINE, SAMPLING):
+    for name in (*WITH_BASELINE, *SAMPLING):
         for key, what in (("error", "1 task"), ("error of a meta-batch", f"{META_BATCH} tasks")):
             bounds = (curves[f"{world} · by episodes · {name} · {key} · {bound}"][at] for bound in ("median", "low", "high"))
             label = f"{world} · {name} · error with {TABLED} episodes, {what}"
