@@ -316,4 +316,5 @@ def trust_region_step(policy: Policy, theta: Params, log_alpha: Params, batches:
         return evaluate
 
     leaves = [*theta.values(), *(log_alpha.values() if config.step_sizes != "fixed" else ())]
-    trust_region.step(leaves, [part(start) for start in range(0, config.tasks, config.group)], config.radius)
+    parts = [part(start) for start in range(0, config.tasks, config.group)]
+    trust_region.step(leaves, parts, config.radius, every=2 if len(parts) > 3 else 1)

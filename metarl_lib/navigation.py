@@ -122,4 +122,4 @@ def best_return(world: Navigation, task: Goal) -> Tensor:
 
 def policy_for(world: Navigation) -> GaussianPolicyNet:
     """The book's policy network for this world: positions and moves are scaled to about ±1."""
-    return GaussianPolicyNet(2, 2, observation_scale=(2.0, 2.0), action_scale=MAX_MOVE)
+    return GaussianPolicyNet(2, 2, observation_scale=(2.0, 2.0), action_scale=MAX_MOVE, initial_std=0.5)

@@ -65,27 +65,32 @@ def step(
     parts: Sequence[Part],
     radius: float,
     iterations: int = 5,
+    every: int = 1,
     damping: float = 1e-5,
     shrink: float = 0.8,
     backtracks: int = 15,
 ) -> Outcome:
     """Move ``leaves`` in place by one step that raises the sum of the parts' objectives within ``radius`` (δ, in nats).
 
-    ``iterations`` of conjugate gradients are taken on F + ``damping``·1; the line search tries ``backtracks`` steps, each
-    ``shrink`` times as long as the one before, and leaves everything as it was if none will do. Constants are those of MAML's
-    released code, except that it takes ten iterations. Raises ``FloatingPointError`` if the gradient is not finite.
+    ``iterations`` of conjugate gradients are taken on F + ``damping``·1, with F estimated from ``every`` so many of the parts, of
+    one size; the line search, on all of them, tries ``backtracks`` steps, each ``shrink`` times as long as the one before, and
+    leaves everything as it was if none will do. Damping and line search are those of MAML's released code. Raises
+    ``FloatingPointError`` if the gradient is not finite.
     """
     objective, gradient, slopes = 0.0, 0.0, []
-    for part in parts:
+    for i, part in enumerate(parts):
         gain, divergence = part()
         objective += float(gain.detach())
         gradient = gradient + flat_gradient(gain, leaves)
-        slopes.append(flat_gradient(divergence, leaves, differentiable=True))
+        if i % every == 0:
+            slopes.append(flat_gradient(divergence, leaves, differentiable=True))
     if not torch.isfinite(gradient).all():
         raise FloatingPointError("the meta-gradient is not finite (NaN or infinity)")
 
+    share = len(slopes) / len(parts)
+
     def product(v: Tensor) -> Tensor:
-        return sum((flat_gradient(slope @ v, leaves) for slope in slopes), damping * v)
+        return sum((flat_gradient(slope @ v, leaves) / share for slope in slopes), damping * v)
 
     direction = conjugate_gradient(product, gradient, iterations)
     # Conjugate gradients leave a residual that is orthogonal to x, so that xᵀA x is xᵀg, whenever they stop.
