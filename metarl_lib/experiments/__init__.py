@@ -58,6 +58,7 @@ EXPERIMENTS = {
     "lane-keeping": Experiment("lane_keeping", "Keeping the lane in a car whose steering may be reversed", 8),
     "maze": Experiment("maze", "A hidden prize in a maze: RL² against the best player", 5),
     "pmaml-ambiguous": Experiment("pmaml_ambiguous", "Sinusoids or lines: one answer or several", 6),
+    "maml-navigation": Experiment("maml_navigation", "MAML on 2-D navigation, and what adapts without it", 10),
     "maml-cartpole": Experiment("maml_cartpole", "MAML on CartPole: adaptation on held-out tasks", 40),
 }
 

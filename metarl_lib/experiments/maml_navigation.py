@@ -34,6 +34,7 @@ from .. import checkpoint, maml, results
 from ..evaluate import adaptation_curve, interval
 from ..navigation import Goal, Navigation, best_return, paper_goals, policy_for
 from . import Progress, run_pieces
+from .maml_cartpole import generator_for
 
 NAME = "maml-navigation"
 STEPS = 3
@@ -45,12 +46,12 @@ SPLITS = ("paper", "test", "ood")
 WORLD = Navigation()
 POLICY = policy_for(WORLD)
 
-MAML = maml.Config(iterations=40, step_sizes="per_parameter", gae_lambda=0.9)
+MAML = maml.Config(iterations=30, step_sizes="per_parameter", gae_lambda=0.9)
 METHODS = {
     "MAML, clipped": MAML,
     "MAML, Adam": replace(MAML, clip=0, epochs=1, meta_step_size=1.5e-2),
     "MAML, trust region": replace(MAML, outer="trust_region", radius=0.04),
-    "pretraining": replace(MAML, inner_steps=0, iterations=80),
+    "pretraining": replace(MAML, inner_steps=0, iterations=60),
     "random init": replace(MAML, inner_steps=0, iterations=0),
 }
 ORACLE = "oracle"
@@ -89,11 +90,6 @@ def measure(method: str, seed: int, scale: float) -> dict[str, Any]:
         piece["params"] = {name: p.tolist() for name, p in theta.items()}
         piece["learned"] = {name: p.tolist() for name, p in learned.items()}
     return piece
-
-
-def generator_for(stream: int, seed: int) -> torch.Generator:
-    """Random numbers for one purpose, the same for every method of a seed."""
-    return torch.Generator().manual_seed(stream + seed)
 
 
 def goals(split: str, seed: int, scale: float) -> Goal:
