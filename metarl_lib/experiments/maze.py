@@ -30,7 +30,7 @@ SEEDS, TESTS, TRIAL, WALKS = 3, 800, 100, 4
 WORLD = Maze()
 STEP_SIZES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 RL2 = rl2.Config(
-    iterations=400, trials=128, trial_steps=TRIAL, gae_lambda=0.95, step_size=3e-3, entropy=0.1, value_coefficient=10.0
+    iterations=500, trials=128, trial_steps=TRIAL, gae_lambda=0.95, step_size=3e-3, entropy=0.1, value_coefficient=10.0
 )
 GRADIENTS = {
     "MAML": maml.Config(iterations=60),
