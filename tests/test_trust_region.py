@@ -135,6 +135,16 @@ def test_a_step_in_a_quadratic_world_is_the_formula():
     assert outcome.gain == pytest.approx(float(slope @ expected))
 
 
+def test_curvature_from_some_of_the_parts_is_scaled_to_all_of_them():
+    """Of four parts the first and the third are seen, whose curvatures 1 and 3 stand for all: F is 8, and not 1 + 9 + 3 + 9."""
+    x = torch.zeros(1, dtype=torch.float64).requires_grad_()
+    parts = [lambda c=c: (x.sum() / 4, c * 0.5 * x.square().sum()) for c in (1, 9, 3, 9)]
+    outcome = trust_region.step([x], parts, radius=0.02, damping=0.0, every=2)
+    full = (2 * 0.02 / 8) ** 0.5
+    assert x.item() == pytest.approx(outcome.length * full) and outcome.length == pytest.approx(0.8**3)
+    assert outcome.divergence == pytest.approx(22 * 0.5 * x.item() ** 2) and outcome.divergence <= 0.02
+
+
 def test_the_line_search_shortens_a_step_that_goes_too_far():
     x = torch.zeros(1, dtype=torch.float64).requires_grad_()
     cubic = lambda: (x.sum(), (0.5 * x.square() + 10 * x.abs() ** 3).sum())  # noqa: E731
