@@ -9,7 +9,7 @@ policy reads, besides the observation, what it did last, what that earned and wh
 
 Trained to earn as much as possible in whole trials of many tasks, by PPO, it has to learn within a trial: to adapt is to
 remember, and no gradient step is taken on a new task. The memory f is a recurrent network (GRU) or causal attention over
-the trial so far, the idea of :cite:t:`mishra2018simple` without their convolutions.
+the trial so far, the idea of :cite:t:`mishra2018simple` with one layer and the shortest of convolutions.
 
 Where this departs from the paper: PPO in place of TRPO; an optional curriculum of trial lengths, without which long bandit trials
 collapse onto greedy play before they learn to explore.
@@ -136,33 +136,40 @@ class Recurrent(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention over the trial so far: nothing is forgotten, and reading it again is what costs time."""
+    """Causal self-attention over the trial so far: nothing is forgotten, and reading it again is what costs time.
+
+    What stands at a place is made of this input and the one before it: only the two together say what was done where, and what
+    it earned. (A convolution of width two, where :cite:t:`mishra2018simple` have several, and wider ones.)
+    """
 
     HEADS = 4
 
     def __init__(self, inputs: int, width: int, trial_steps: int) -> None:
         super().__init__()
-        self.embed = skip_init(nn.Linear, inputs, width)
+        self.inputs = inputs
+        self.embed = skip_init(nn.Linear, 2 * inputs, width)
         self.place = nn.Parameter(torch.empty(trial_steps, width))
         self.qkv = skip_init(nn.Linear, width, 3 * width)
         self.out = skip_init(nn.Linear, width, width)
         self.mix = nn.Sequential(skip_init(nn.Linear, width, 2 * width), nn.ReLU(), skip_init(nn.Linear, 2 * width, width))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
-    def start(self, trials: int) -> tuple[Tensor, Tensor]:
+    def start(self, trials: int) -> tuple[Tensor, Tensor, Tensor]:
         empty = self.place.new_zeros(trials, self.HEADS, 0, self.place.shape[1] // self.HEADS)
-        return empty, empty
+        return empty, empty, self.place.new_zeros(trials, self.inputs)
 
-    def step(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if state[0].shape[2] == len(self.place):
+    def step(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        keys, values, before = state
+        if keys.shape[2] == len(self.place):
             raise ValueError(f"a trial must have at most trial_steps steps, which is {len(self.place)}, with this memory")
-        h = self.embed(x[:, None]) + self.place[state[0].shape[2]]
+        h = self.embed(torch.cat((x, before), -1))[:, None] + self.place[keys.shape[2]]
         q, k, v = self._heads(h)
-        state = torch.cat((state[0], k), 2), torch.cat((state[1], v), 2)
-        return self._read(h, scaled_dot_product_attention(q, *state))[:, 0], state
+        keys, values = torch.cat((keys, k), 2), torch.cat((values, v), 2)
+        return self._read(h, scaled_dot_product_attention(q, keys, values))[:, 0], (keys, values, x)
 
     def unroll(self, x: Tensor) -> Tensor:
-        h = self.embed(x) + self.place[: x.shape[1]]
+        before = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), 1)
+        h = self.embed(torch.cat((x, before), -1)) + self.place[: x.shape[1]]
         q, k, v = self._heads(h)
         return self._read(h, scaled_dot_product_attention(q, k, v, is_causal=True))
 
