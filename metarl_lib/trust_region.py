@@ -72,10 +72,10 @@ def step(
 ) -> Outcome:
     """Move ``leaves`` in place by one step that raises the sum of the parts' objectives within ``radius`` (δ, in nats).
 
-    ``iterations`` of conjugate gradients are taken on F + ``damping``·1, with F estimated from ``every`` so many of the parts, of
-    one size; the line search, on all of them, tries ``backtracks`` steps, each ``shrink`` times as long as the one before, and
-    leaves everything as it was if none will do. Damping and line search are those of MAML's released code. Raises
-    ``FloatingPointError`` if the gradient is not finite.
+    ``iterations`` of conjugate gradients are taken on F + ``damping``·1, with F estimated from one part in ``every``; the line
+    search, on all of them, tries ``backtracks`` steps, each ``shrink`` times as long as the one before, and leaves everything as
+    it was if none will do. Damping and line search are those of MAML's released code, which takes ten iterations on all tasks.
+    Raises ``FloatingPointError`` if the gradient is not finite.
     """
     objective, gradient, slopes = 0.0, 0.0, []
     for i, part in enumerate(parts):
