@@ -527,8 +527,8 @@ def test_the_experiment_gives_a_result_of_the_one_form_and_weights_that_predict(
 
     def run_here(work, pieces, *_):
         for piece in pieces:
-            kept[piece[:2]] = json.loads(json.dumps(work(*piece)))
-        return [kept[piece[:2]] | {"cpu_seconds": 1.0} for piece in pieces]
+            kept[piece[0]] = json.loads(json.dumps(work(*piece)))
+        return [kept[piece[0]] | {"cpu_seconds": 1.0} for piece in pieces]
 
     monkeypatch.setattr(experiment, "run_pieces", run_here)
     result = json.loads(json.dumps(experiment.run(2, 0.0005, None), allow_nan=False))
@@ -544,13 +544,13 @@ def test_the_experiment_gives_a_result_of_the_one_form_and_weights_that_predict(
     assert metrics["MAML · both kinds covered"] == 0 < metrics["exact posterior · both kinds covered"]
     # Seed 0's weights, from disk, predict what they did.
     monkeypatch.setattr(results, "folder", lambda: tmp_path)
-    experiment.save_weights({method: kept[method, 0] for method in experiment.SAVED})
-    saved, tasks = checkpoint.load(tmp_path / "pmaml-ambiguous.pt"), experiment.held_out(20, "test", 0)
+    experiment.save_weights(kept)
+    saved, tasks = checkpoint.load(tmp_path / "pmaml-ambiguous.pt"), experiment.held_out("test", 0, 0.0005)
     theta, maml_weights = pmaml.Theta(**saved["PMAML"]), (saved["MAML"]["params"], saved["MAML"]["step_sizes"])
     for method, learned, label in (("PMAML", theta, "PMAML, 64 samples"), ("MAML", maml_weights, "MAML")):
         samples = experiment.predicted(method, learned, tasks, 64, 0)
         error = (samples.at_queries.mean(1) - WORLD.function(tasks.task, tasks.query.x)[..., 0]).square().mean().item()
-        assert error == pytest.approx(kept[method, 0]["rows"][label]["squared error"], rel=1e-3)
+        assert error == pytest.approx(kept[method]["rows"][0][label]["squared error"], rel=1e-3)
 
 
 def test_in_an_ensemble_a_sample_is_a_learner_that_adapts_alone():
@@ -559,7 +559,7 @@ def test_in_an_ensemble_a_sample_is_a_learner_that_adapts_alone():
     step_sizes = {
         name: torch.full_like(p[:, :1, :1], 0.01) * (1 + torch.arange(3.0)[:, None, None]) for name, p in params.items()
     }
-    tasks = experiment.held_out(30, "test", 0)
+    tasks = experiment.held_out("test", 0, 0.06)
     found = experiment.predicted("MAML", (params, step_sizes), tasks, 0, 0)
     for learner in range(3):
         one = slice(learner, learner + 1)
@@ -570,9 +570,9 @@ def test_in_an_ensemble_a_sample_is_a_learner_that_adapts_alone():
 
 
 def test_the_noise_is_the_one_of_least_nll_on_validation_tasks():
-    # Predictions that are off by 0.8 everywhere: of the grid's, the standard deviation that fits errors of 0.8² + 0.3².
-    tasks = experiment.held_out(200, "validation", 0)
-    off = WORLD.function(tasks.task, tasks.query.x)[..., 0].double()[:, None] + 0.8
+    # Predictions that are off by 0.5 everywhere: of the grid's, the standard deviation that fits squared errors of 0.5² + 0.3².
+    tasks = experiment.held_out("validation", 0)
+    off = WORLD.function(tasks.task, tasks.query.x)[..., 0].double()[:, None] + 0.5
     assert experiment.chosen_noise(tasks, experiment.Samples(off, off, None)) == min(
-        experiment.NOISES, key=lambda noise: math.log(noise) + (0.8**2 + 0.3**2) / (2 * noise**2)
+        experiment.NOISES, key=lambda noise: math.log(noise) + (0.5**2 + 0.3**2) / (2 * noise**2)
     )

@@ -1,8 +1,8 @@
 """Sinusoids or lines from three examples: one answer, an ensemble of answers, or samples :cite:p:`finn2018probabilistic`.
 
-On a good third of the tasks the examples fit a line and a sinusoid. Every method trains three seeds, each on tasks of its own;
-then each seed sees 500 held-out tasks of its own, the same for all methods, and is scored at 50 inputs. A task is *ambiguous* if
-the exact posterior gives the less probable kind at least ``AMBIGUOUS``.
+On a good third of the tasks the examples fit a line and a sinusoid. Every method trains three seeds side by side, each on tasks
+of its own; then each seed sees 500 held-out tasks of its own, the same for all methods, and is scored at 50 inputs. A task is
+*ambiguous* if the exact posterior gives the less probable kind at least ``AMBIGUOUS``.
 
 - **PMAML**: :mod:`metarl_lib.pmaml`; predictions are mixtures of 4, 16 or 64 samples.
 - **MAML**: the same network, inner steps and learned step sizes, without the distribution. Four of them make an **ensemble**,
@@ -53,7 +53,7 @@ TRIED = (
 )
 
 WORLD = SinusoidsOrLines()
-PMAML = pmaml.Config(iterations=6000, meta_step_size=8e-3, prior_std=0.05, inference_std=0.05)
+PMAML = pmaml.Config(iterations=5000, meta_step_size=8e-3, prior_std=0.05, inference_std=0.05)
 MAML = supervised_maml.Config(
     iterations=4000,
     inner_steps=3,
@@ -68,10 +68,11 @@ MAML = supervised_maml.Config(
 METHODS = {
     "exact posterior": None,
     "PMAML": PMAML,
-    "MAML": replace(MAML, learners=4),  # the first is MAML, all four are the ensemble
-    "MAML, trained longer": replace(MAML, iterations=20_000),
+    "MAML": MAML,
+    "MAML, trained longer": replace(MAML, iterations=24_000),
     "MAML, noise predicted": MAML,
 }
+NETWORKS = {"MAML": 4}  # of each seed, where more than one: the first is MAML, all four are the ensemble
 SAVED = ("PMAML", "MAML")  # seed 0's are kept
 
 
@@ -94,14 +95,14 @@ class Tasks(NamedTuple):
 # --- training and predicting ------------------------------------------------------------------------------------------
 
 
-def configured(method: str, seed: int, scale: float) -> pmaml.Config | supervised_maml.Config | None:
-    config = METHODS[method]
-    return config and replace(config, iterations=max(1, round(config.iterations * scale)), seed=seed)
+def configured(method: str, seeds: int, scale: float) -> pmaml.Config | supervised_maml.Config | None:
+    config, learners = METHODS[method], seeds * NETWORKS.get(method, 1)
+    return config and replace(config, learners=learners, iterations=max(1, round(config.iterations * scale)))
 
 
-def trained(method: str, seed: int, scale: float) -> tuple[pmaml.Theta | tuple[Params, Params], list[float]]:
-    """What was learned, leaves ``[learner, ...]``, and the training loss in 20 stretches."""
-    config, losses = configured(method, seed, scale), []
+def trained(method: str, seeds: int, scale: float) -> tuple[pmaml.Theta | tuple[Params, Params], list[list[float]]]:
+    """What all learners have learned, leaves ``[learner, ...]``, and their training loss, ``[stretch of 20][learner]``."""
+    config, losses = configured(method, seeds, scale), []
     if method == "PMAML":
         logs = pmaml.train(WORLD, config)
     else:
@@ -110,10 +111,17 @@ def trained(method: str, seed: int, scale: float) -> tuple[pmaml.Theta | tuple[P
             init, loss = partial(pmaml.init, sizes=(1, 48, 48, 2)), pmaml.gaussian_nll()
         logs = supervised_maml.train(WORLD, config, init, pmaml.apply, loss)
     for log in logs:
-        losses.append(log.loss.mean())
+        losses.append(log.loss)
     learned = log.theta if method == "PMAML" else (log.params, log.step_sizes)
     stretches = torch.stack(losses).tensor_split(min(20, len(losses)))
-    return learned, [round(stretch.mean().item(), 3) for stretch in stretches]
+    return learned, [[round(loss, 3) for loss in stretch.mean(0).tolist()] for stretch in stretches]
+
+
+def of_seed(learned: pmaml.Theta | tuple[Params, Params], seed: int, networks: int) -> Any:
+    """The learners of one seed."""
+    mine = slice(seed * networks, (seed + 1) * networks)
+    parts = ({name: p[mine] for name, p in leaves.items()} for leaves in learned)
+    return pmaml.Theta(*parts) if isinstance(learned, pmaml.Theta) else tuple(parts)
 
 
 def adapted(method: str, learned: Any, support: Examples, samples: int, seed: int) -> Params:
@@ -155,31 +163,34 @@ def from_posterior(tasks: Tasks, samples: int, seed: int) -> Samples:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def held_out(n: int, split: str, seed: int) -> Tasks:
-    generator = torch.Generator().manual_seed({"validation": 30_000, "test": 10_000}[split] + seed)
-    task = WORLD.sample_tasks(n, generator, split)
+def held_out(split: str, seed: int, scale: float = 1.0) -> Tasks:
+    """Test or validation tasks of a seed."""
+    n, stream = {"validation": (VALIDATION_TASKS, 30_000), "test": (TEST_TASKS, 10_000)}[split]
+    generator = torch.Generator().manual_seed(stream + seed)
+    task = WORLD.sample_tasks(max(20, round(n * scale)), generator, split)
     return Tasks(task, *WORLD.support_and_query(task, PMAML.shots, QUERIES, generator))
 
 
-def measure(method: str, seed: int, scale: float) -> dict[str, Any]:
-    """Train one seed of a method and measure it on held-out tasks: one piece of the experiment."""
-    tests, validation = (
-        held_out(max(20, round(n * scale)), split, seed) for n, split in ((TEST_TASKS, "test"), (VALIDATION_TASKS, "validation"))
-    )
+def measure(method: str, seeds: int, scale: float) -> dict[str, Any]:
+    """Train all seeds of a method and measure each on held-out tasks: one piece of the experiment."""
     if method == "exact posterior":
-        return {"rows": exact_rows(tests, seed)}
+        return {"rows": [exact_rows(held_out("test", seed, scale), seed) for seed in range(seeds)]}
     started = time.process_time()
-    learned, training = trained(method, seed, scale)
+    learned, training = trained(method, seeds, scale)
     piece: dict[str, Any] = {"training": training, "training seconds": time.process_time() - started}
-    most = max(SAMPLES) if method == "PMAML" else 0  # how many samples MAML has is how many learners there are
-    samples, validating = (predicted(method, learned, tasks, most, seed) for tasks in (tests, validation))
-    counts = {"PMAML": {f"PMAML, {n} samples": n for n in SAMPLES}, "MAML": {"MAML": 1, "four MAMLs": 4}}.get(method, {method: 1})
-    piece["rows"] = {
-        label: row(tests, first(samples, n), chosen_noise(validation, first(validating, n))) for label, n in counts.items()
-    }
-    if method in SAVED and seed == 0:
-        piece["learned"] = [{name: p.tolist() for name, p in leaves.items()} for leaves in learned]
+    each = [of_seed(learned, seed, NETWORKS.get(method, 1)) for seed in range(seeds)]
+    piece["rows"] = [tested(method, one, seed, scale) for seed, one in enumerate(each)]
+    if method in SAVED:
+        piece["learned"] = [{name: p.tolist() for name, p in leaves.items()} for leaves in each[0]]
     return piece
+
+
+def tested(method: str, learned: Any, seed: int, scale: float) -> dict[str, dict[str, Any]]:
+    """One seed's measures, by label."""
+    tests, validation = (held_out(split, seed, scale) for split in ("test", "validation"))
+    samples, validating = (predicted(method, learned, tasks, max(SAMPLES), seed) for tasks in (tests, validation))
+    counts = {"PMAML": {f"PMAML, {n} samples": n for n in SAMPLES}, "MAML": {"MAML": 1, "four MAMLs": 4}}.get(method, {method: 1})
+    return {label: row(tests, first(samples, n), chosen_noise(validation, first(validating, n))) for label, n in counts.items()}
 
 
 def first(samples: Samples, n: int) -> Samples:
@@ -246,30 +257,30 @@ UNITS = {
 def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
     """The result, in the form of :mod:`metarl_lib.results`."""
     seeds = SEEDS if seeds is None else seeds
-    of_seeds = [(method, seed, scale) for method in METHODS for seed in range(seeds)]
-    done = dict(zip(of_seeds, run_pieces(measure, of_seeds, folder(scale), progress), strict=True))
-    by_method = {method: [done[method, seed, scale] for seed in range(seeds)] for method in METHODS}
+    done = run_pieces(measure, [(method, seeds, scale) for method in METHODS], folder(scale), progress)
+    pieces = dict(zip(METHODS, done, strict=True))
     metrics, curves, noises = {}, {"coverage · levels": list(LEVELS)}, {}
-    for method, pieces in by_method.items():
-        for label in pieces[0]["rows"]:
-            rows = [piece["rows"][label] for piece in pieces]
+    for method, piece in pieces.items():
+        for label in piece["rows"][0]:
+            rows = [rows[label] for rows in piece["rows"]]
             metrics |= {f"{label} · {name}": metric([r[name] for r in rows], unit) for name, unit in UNITS.items()}
             curves[f"coverage · {label}"] = [[round(share, 4) for share in r["coverage"]] for r in rows]
             noises[label] = [r["noise"] for r in rows]
-        if method != "exact posterior":
-            metrics[f"{method} · training"] = metric([piece["training seconds"] for piece in pieces], "CPU-seconds")
-            curves[f"training · {method}"] = [piece["training"] for piece in pieces]
-    shares = [piece["rows"]["exact posterior"]["ambiguous"] for piece in by_method["exact posterior"]]
+        if METHODS[method]:
+            seconds = round(piece["training seconds"], 1)
+            metrics[f"{method} · training of all seeds"] = alone(seconds, "CPU-seconds")
+            curves[f"training · {method}"] = piece["training"]
+    shares = [rows["exact posterior"]["ambiguous"] for rows in pieces["exact posterior"]["rows"]]
     metrics["ambiguous tasks"] = metric(shares, "of the tasks")
     if scale == 1:
-        save_weights({method: by_method[method][0] for method in SAVED})
+        save_weights(pieces)
     return {
         "name": NAME,
         "title": "Sinusoids or lines: one answer or several",
         "command": f"python -m metarl_lib reproduce {NAME}",
         "seeds": list(range(seeds)),
         "config": {
-            "methods": {m: asdict(configured(m, 0, scale)) for m in METHODS if METHODS[m]},
+            "methods": {m: asdict(configured(m, seeds, scale)) for m in METHODS if METHODS[m]},
             "test tasks a seed": TEST_TASKS,
             "validation tasks a seed": VALIDATION_TASKS,
             "inputs at which a task is scored": QUERIES,
@@ -279,7 +290,7 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
         },
         "versions": results.versions(),
         "hardware": results.hardware(),
-        "cpu_seconds": sum(piece["cpu_seconds"] for piece in done.values()),
+        "cpu_seconds": sum(piece["cpu_seconds"] for piece in done),
         "metrics": metrics,
         "curves": curves,
     }
@@ -287,7 +298,7 @@ def run(seeds: int | None, scale: float, progress: Progress) -> dict[str, Any]:
 
 def folder(scale: float) -> Path:
     """Where finished pieces are kept: another one for every change of the settings."""
-    settings = (METHODS, SAMPLES, NOISES, AMBIGUOUS, TEST_TASKS, VALIDATION_TASKS, QUERIES, scale)
+    settings = (METHODS, NETWORKS, SAMPLES, NOISES, AMBIGUOUS, TEST_TASKS, VALIDATION_TASKS, QUERIES, scale)
     return Path("runs") / f"{NAME}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
 
 
@@ -296,16 +307,19 @@ def metric(samples: Sequence[float], unit: str) -> dict[str, Any]:
     return {"value": mean, "low": low, "high": high, "n": len(samples), "unit": unit, "published": None, "source": None}
 
 
+def alone(value: float, unit: str) -> dict[str, Any]:
+    """A figure that there is only one of."""
+    return {"value": value, "low": None, "high": None, "n": 1, "unit": unit, "published": None, "source": None}
+
+
 def save_weights(pieces: dict[str, dict[str, Any]]) -> None:
-    """Seed 0's weights, beside the result: Θ of PMAML by field, and of MAML the first of four."""
-    parts = {
-        method: [{name: torch.tensor(p) for name, p in leaves.items()} for leaves in piece["learned"]]
-        for method, piece in pieces.items()
-    }
+    """Seed 0's weights, beside the result: Θ of PMAML by field, of MAML the first of four, and the noise chosen for each."""
+    parts = {m: [{name: torch.tensor(p) for name, p in leaves.items()} for leaves in pieces[m]["learned"]] for m in SAVED}
     of_maml = [{name: p[:1].clone() for name, p in leaves.items()} for leaves in parts["MAML"]]
     weights = {
         "PMAML": dict(zip(pmaml.Theta._fields, parts["PMAML"], strict=True)),
         "MAML": dict(zip(("params", "step_sizes"), of_maml, strict=True)),
     }
-    noise = {"PMAML": pieces["PMAML"]["rows"]["PMAML, 16 samples"]["noise"], "MAML": pieces["MAML"]["rows"]["MAML"]["noise"]}
+    rows = {"PMAML": pieces["PMAML"]["rows"][0]["PMAML, 16 samples"], "MAML": pieces["MAML"]["rows"][0]["MAML"]}
+    noise = {method: row["noise"] for method, row in rows.items()}
     checkpoint.save(results.folder() / f"{NAME}.pt", weights | {"noise": noise})
