@@ -28,8 +28,8 @@ SAVED = 10  # episodes: seed 0's weights are kept
 WORLD = RandomMDPs()
 _CONFIG = rl2.Config(memory="attention", width=64, gae_lambda=0.8, step_size=3e-3, entropy=0.03, value_coefficient=1.0)
 CONFIGS = {
-    10: replace(_CONFIG, iterations=400, trial_steps=100),
-    25: replace(_CONFIG, iterations=250, trial_steps=250, curriculum=((0.7, 100),)),
+    10: replace(_CONFIG, iterations=300, trial_steps=100),
+    25: replace(_CONFIG, iterations=140, trial_steps=250, curriculum=((0.8, 100),)),
 }
 # Reward a trial of 10 episodes, mean over 5 iterations of training with 256 trials each, where not said otherwise.
 TRIED = {
