@@ -46,10 +46,11 @@ AMBIGUOUS = 0.1
 NOISES = (0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 GRID = torch.linspace(-5, 5, 41, dtype=torch.float64)  # where curves are compared
 TRIED = (
-    "one at a time, with one seed, at most 3,500 iterations and the NLL of 16 samples on 200 validation tasks. PMAML: Adam's "
+    "few of the combinations, by the NLL of 16 samples on 200 validation tasks after at most 3,500 iterations. PMAML: Adam's "
     "step size of the mean 0.003, 0.008, 0.01, 0.016, 0.02, of the logarithms 0.01, 0.03, 0.05; both standard deviations "
     "0.02, 0.03, 0.05, 0.08; a wider context; 3, 5, 10, 20 queries; 1, 4 samples; 3, 5 inner steps; step sizes per tensor, "
-    "per parameter; a trained MAML to start from. MAML, by its loss on training tasks: Adam's step size 0.001, 0.003, 0.01"
+    "per parameter; a trained MAML to start from. MAML, by its loss on fresh training tasks, the second value with another seed "
+    "than the others: Adam's step size 0.001, 0.003, 0.01"
 )
 
 WORLD = SinusoidsOrLines()
