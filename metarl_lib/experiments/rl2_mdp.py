@@ -26,10 +26,10 @@ NAME = "rl2-mdp"
 SEEDS, TESTS, PLAYS = 3, 4000, 10_000
 SAVED = 10  # episodes: seed 0's weights are kept
 WORLD = RandomMDPs()
-_CONFIG = rl2.Config(memory="attention", width=64, gae_lambda=0.8, step_size=3e-3, entropy=0.03, value_coefficient=1.0)
+_CONFIG = rl2.Config(memory="attention", width=64, gae_lambda=0.5, step_size=2e-3, entropy=0.02, value_coefficient=1.0)
 CONFIGS = {
-    10: replace(_CONFIG, iterations=300, trial_steps=100),
-    25: replace(_CONFIG, iterations=140, trial_steps=250, curriculum=((0.8, 100),)),
+    10: replace(_CONFIG, iterations=250, trial_steps=100),
+    25: replace(_CONFIG, iterations=120, trial_steps=250, curriculum=((0.8, 100),)),
 }
 # Reward a trial of 10 episodes, mean over 5 iterations of training with 256 trials each, where not said otherwise.
 TRIED = {
@@ -37,6 +37,7 @@ TRIED = {
     "λ .3, entropy .05, iteration 70 of 150, where it was stopped": 116.2,
     "λ .5, entropy .02, step 2e-3, 150 iterations": 125.3,
     "λ .8, 150 iterations": 124.3,
+    "λ .8, 300 iterations, seeds 0 and 1 on 4,000 test tasks, mean; one of the two earned 112.2": 122.3,
     "λ .8, value coefficient 30, iteration 30 of 150, where it was stopped": 99.8,
     "gru of width 64, λ .3, step 5e-3, entropy .05, 5 episodes counted twice, iteration 235 of 300, where it was stopped": 109.4,
     "gru of width 64, λ .3, step 5e-3, 512 trials, iteration 15 of 120, where it was stopped": 100.8,
