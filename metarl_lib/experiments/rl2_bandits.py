@@ -31,9 +31,9 @@ SHORT = {
     "attention": rl2.Config(iterations=250, trials=1024, trial_steps=10, gae_lambda=0.3, step_size=3e-3, entropy=0.02),
 }
 _LONG = rl2.Config(iterations=400, curriculum=((0.3, 25), (0.5, 50)), gae_lambda=0.95, value_coefficient=10.0)
-LONG = {  # attention is given 1.2 times the trials
+LONG = {  # as many trials for either
     "gru": replace(_LONG, iterations=500),
-    "attention": replace(_LONG, iterations=300, trials=512, minibatches=8, step_size=2e-3, entropy=0.1),
+    "attention": replace(_LONG, iterations=250, trials=512, minibatches=8, step_size=2e-3, entropy=0.1),
 }
 # Reward a trial of 100 pulls with 256 trials an iteration, where not said otherwise.
 TRIED = {
