@@ -340,3 +340,17 @@ def test_a_trial_that_diverges_is_not_chosen(monkeypatch):
     monkeypatch.setitem(reptile_sinusoid.TRIALS, "wild", replace(reptile_sinusoid.REPTILE, inner_step_size=1e20))
     piece = reptile_sinusoid.tune("wild", 0.001)
     assert piece["errors"] == [maml_sinusoid.CEILING] * reptile_sinusoid.TUNING_SEEDS and "iteration 1" in piece["stopped"]
+
+
+def test_what_diverges_in_the_full_run_gives_way_to_the_next_best(monkeypatch):
+    def run_here(work, pieces, *_):
+        return [work(*piece) | {"cpu_seconds": 1.0} for piece in pieces]
+
+    wild = replace(reptile_sinusoid.REPTILE, inner_step_size=1e20)
+    monkeypatch.setattr(reptile_sinusoid, "TRIALS", {"tame": reptile_sinusoid.REPTILE, "wild": wild})
+    monkeypatch.setattr(reptile_sinusoid, "tune", lambda label, scale: {"errors": [0.1 if label == "wild" else 0.2]})
+    monkeypatch.setattr(maml_sinusoid, "run_pieces", run_here)
+    monkeypatch.setattr(reptile_sinusoid, "run_pieces", run_here)
+    config = reptile_sinusoid.run(2, 0.001, None)["config"]
+    assert config["chosen"] == "tame"
+    assert "iteration 1" in config["better in tuning, but one of the seeds diverged"]["wild"]
