@@ -130,6 +130,20 @@ def animate(panels: Sequence[Panel], label: str | None = None) -> Animation:
     return Animation(panels, _describe(panels) if label is None else label)
 
 
+class MovingPicture:
+    """SVGs side by side that a notebook displays, with a button that pauses them."""
+
+    def __init__(self, pictures: Sequence[str], label: str) -> None:
+        self.label = label
+        self._pictures = pictures
+
+    def __repr__(self) -> str:
+        return f"Animation: {self.label}"
+
+    def _repr_html_(self) -> str:
+        return page(self._pictures, self.label)
+
+
 def page(pictures: Sequence[str], label: str) -> str:
     """SVGs side by side, with the button that pauses them, as a piece of a page."""
     return (

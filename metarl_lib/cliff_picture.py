@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .animation import HOLD, LINE, MARGIN, STYLE, WIDTH, loop, page
+from .animation import HOLD, LINE, MARGIN, STYLE, WIDTH, MovingPicture, loop
 from .plots import look
 from .tabular import epsilon_greedy
 from .tabular_worlds import draw, from_gymnasium
@@ -69,29 +69,16 @@ def walk(q: Tensor, epsilon: float, generator: torch.Generator, max_steps: int =
     return [Walk(tuple(c), float(r), bool(a)) for c, r, a in zip(cells, earned, arrived, strict=True)]
 
 
-class Animation:
-    """A moving picture that a notebook displays, with a button that pauses it."""
-
-    def __init__(self, panels: Sequence[Panel], label: str) -> None:
-        self.label = label
-        frames = max(len(w.cells) for panel in panels for w in panel.walks) + round(HOLD / STEP)
-        self._pictures = [_moving(panel, _Scene(frames, round((frames - 1) * STEP, 2))) for panel in panels]
-
-    def __repr__(self) -> str:
-        return f"Animation: {self.label}"
-
-    def _repr_html_(self) -> str:
-        return page(self._pictures, self.label)
-
-
-def animate(panels: Sequence[Panel], label: str | None = None) -> Animation:
+def animate(panels: Sequence[Panel], label: str | None = None) -> MovingPicture:
     """Panels side by side (one under another on a narrow screen), as the last line of a notebook cell.
 
     ``label`` is what a screen reader says; by default the captions and what was earned.
     """
     if not panels or not all(panel.walks for panel in panels):
         raise ValueError("panels must hold at least one panel, and each of them at least one walk")
-    return Animation(panels, "; ".join(map(_describe, panels)) if label is None else label)
+    frames = max(len(w.cells) for panel in panels for w in panel.walks) + round(HOLD / STEP)
+    pictures = [_moving(panel, _Scene(frames, round((frames - 1) * STEP, 2))) for panel in panels]
+    return MovingPicture(pictures, "; ".join(map(_describe, panels)) if label is None else label)
 
 
 def values_picture(values: Tensor, walks: Sequence[Walk], algorithm: str, note: str = "", worst: float = -40.0) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .animation import HOLD, LINE, STYLE, WIDTH, loop, number, page
+from .animation import HOLD, LINE, STYLE, WIDTH, MovingPicture, loop, number
 from .plots import look
 from .sinusoids import Examples
 
@@ -29,22 +29,7 @@ class Panel(NamedTuple):
     arriving: bool = False  # example i is seen from frame i on, counted from 1; otherwise all are seen from the start
 
 
-class Animation:
-    """A moving picture that a notebook displays, with a button that pauses it."""
-
-    def __init__(self, panels: Sequence[Panel], label: str, y: tuple[float, float]) -> None:
-        self.label = label
-        film = _Film((max(len(panel.frames) for panel in panels) - 1) * FRAME + 2 * HOLD)
-        self._pictures = [_svg(panel, film, y) for panel in panels]
-
-    def __repr__(self) -> str:
-        return f"Animation: {self.label}"
-
-    def _repr_html_(self) -> str:
-        return page(self._pictures, self.label)
-
-
-def animate(panels: Sequence[Panel], y: tuple[float, float] = (-6, 6), label: str | None = None) -> Animation:
+def animate(panels: Sequence[Panel], y: tuple[float, float] = (-6, 6), label: str | None = None) -> MovingPicture:
     """Panels side by side (one under another on a narrow screen), as the last line of a notebook cell.
 
     Predictions outside ``y`` are drawn at its edge. ``label`` is what a screen reader says; by default every caption and last
@@ -56,7 +41,9 @@ def animate(panels: Sequence[Panel], y: tuple[float, float] = (-6, 6), label: st
         raise ValueError(f"y must be a range from low to high, got {y}")
     for panel in panels:
         _check(panel)
-    return Animation(panels, "; ".join(map(_describe, panels)) if label is None else label, y)
+    film = _Film((max(len(panel.frames) for panel in panels) - 1) * FRAME + 2 * HOLD)
+    pictures = [_svg(panel, film, y) for panel in panels]
+    return MovingPicture(pictures, "; ".join(map(_describe, panels)) if label is None else label)
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------

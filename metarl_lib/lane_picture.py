@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .animation import FADE, HOLD, LINE, MARGIN, STYLE, WIDTH, clock, loop, number, page
+from .animation import FADE, HOLD, LINE, MARGIN, STYLE, WIDTH, MovingPicture, clock, loop, number
 from .lane_keeping import HALF_LANE, TIME_STEP, Drive, Vehicle, curvature
 from .plots import look
 
@@ -49,27 +49,14 @@ def from_drive(
     return Panel(caption, bodies, drive.waves[task_index, episode].cpu(), left, note, algorithm)
 
 
-class Animation:
-    """A moving picture that a notebook displays, with a button that pauses it."""
-
-    def __init__(self, panels: Sequence[Panel], label: str) -> None:
-        self.label = label
-        scene = _scene(panels)
-        self._pictures = [_svg(panel, scene) for panel in panels]
-
-    def __repr__(self) -> str:
-        return f"Animation: {self.label}"
-
-    def _repr_html_(self) -> str:
-        return page(self._pictures, self.label)
-
-
-def animate(panels: Sequence[Panel], label: str | None = None) -> Animation:
+def animate(panels: Sequence[Panel], label: str | None = None) -> MovingPicture:
     """Panels side by side (one under another on a narrow screen), as the last line of a notebook cell.
 
     ``label`` is what a screen reader says; by default the captions and notes.
     """
-    return Animation(panels, "; ".join(map(_describe, panels)) if label is None else label)
+    scene = _scene(panels)
+    pictures = [_svg(panel, scene) for panel in panels]
+    return MovingPicture(pictures, "; ".join(map(_describe, panels)) if label is None else label)
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------

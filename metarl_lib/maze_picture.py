@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .animation import HOLD, LINE, MARGIN, STYLE, WIDTH, loop, number, page
+from .animation import HOLD, LINE, MARGIN, STYLE, WIDTH, MovingPicture, loop, number
 from .maze import DOWN, LEFT, RIGHT, UP, Trial
 from .plots import look
 
@@ -38,36 +38,23 @@ class Panel(NamedTuple):
     algorithm: str = "rl2"  # whose colour the player has
 
 
-class Animation:
-    """A moving picture that a notebook displays, with a button that pauses it."""
-
-    def __init__(self, panels: Sequence[Panel], label: str) -> None:
-        self.label = label
-        if not panels:
-            raise ValueError("panels must hold at least one panel")
-        for panel in panels:
-            cells, side = len(panel.reached), math.isqrt(len(panel.reached))
-            if panel.reached.shape != (side**2, 4):
-                raise ValueError(f"reached must be [cell, 4] of a square maze, got shape {tuple(panel.reached.shape)}")
-            if outside := [c for c in (*panel.chests, panel.goal) if not 0 <= c < cells]:
-                raise ValueError(f"chests and goal must be cells of the maze, 0 … {cells - 1}, got {outside[0]}")
-        end = max(_steps(panel.trial) for panel in panels) * STEP
-        scene = _Scene(round(end + HOLD, 2))
-        self._pictures = [_svg(panel, scene) for panel in panels]
-
-    def __repr__(self) -> str:
-        return f"Animation: {self.label}"
-
-    def _repr_html_(self) -> str:
-        return page(self._pictures, self.label)
-
-
-def animate(panels: Sequence[Panel], label: str | None = None) -> Animation:
+def animate(panels: Sequence[Panel], label: str | None = None) -> MovingPicture:
     """Panels side by side (one under another on a narrow screen), as the last line of a notebook cell.
 
     ``label`` is what a screen reader says; by default the captions and notes.
     """
-    return Animation(panels, "; ".join(map(_describe, panels)) if label is None else label)
+    if not panels:
+        raise ValueError("panels must hold at least one panel")
+    for panel in panels:
+        cells, side = len(panel.reached), math.isqrt(len(panel.reached))
+        if panel.reached.shape != (side**2, 4):
+            raise ValueError(f"reached must be [cell, 4] of a square maze, got shape {tuple(panel.reached.shape)}")
+        if outside := [c for c in (*panel.chests, panel.goal) if not 0 <= c < cells]:
+            raise ValueError(f"chests and goal must be cells of the maze, 0 … {cells - 1}, got {outside[0]}")
+    end = max(_steps(panel.trial) for panel in panels) * STEP
+    scene = _Scene(round(end + HOLD, 2))
+    pictures = [_svg(panel, scene) for panel in panels]
+    return MovingPicture(pictures, "; ".join(map(_describe, panels)) if label is None else label)
 
 
 class _Scene(NamedTuple):

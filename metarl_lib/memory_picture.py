@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .animation import LINE, MARGIN, STYLE, WIDTH, loop, number, page
+from .animation import LINE, MARGIN, STYLE, WIDTH, MovingPicture, loop, number
 from .plots import look
 
 TILE, GAP = 46, 6  # pixels: the side of a tile, and what lies between two of a column
@@ -36,28 +36,15 @@ class Panel(NamedTuple):
     note: str = ""  # small print under the caption
 
 
-class Animation:
-    """A moving picture that a notebook displays, with a button that pauses it."""
-
-    def __init__(self, panels: Sequence[Panel], label: str) -> None:
-        if not panels:
-            raise ValueError("panels must hold at least one panel")
-        self.label = label
-        self._pictures = [_moving(panel) for panel in panels]
-
-    def __repr__(self) -> str:
-        return f"Animation: {self.label}"
-
-    def _repr_html_(self) -> str:
-        return page(self._pictures, self.label)
-
-
-def animate(panels: Sequence[Panel], label: str | None = None) -> Animation:
+def animate(panels: Sequence[Panel], label: str | None = None) -> MovingPicture:
     """Panels side by side: every letter is written, one after another, and then every query is read, one after another.
 
     ``label`` is what a screen reader says; by default the captions, and how many queries are answered rightly.
     """
-    return Animation(panels, "; ".join(map(describe, panels)) if label is None else label)
+    if not panels:
+        raise ValueError("panels must hold at least one panel")
+    pictures = [_moving(panel) for panel in panels]
+    return MovingPicture(pictures, "; ".join(map(describe, panels)) if label is None else label)
 
 
 def still(panel: Panel, query: int = 0) -> str:
